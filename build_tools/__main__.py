@@ -1,0 +1,63 @@
+"""``python -m build_tools COMMAND``: one module a command, each with HELP, configure and run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import Protocol, cast
+
+from build_tools.console import say
+from build_tools.errors import BuildToolsError
+
+
+class Command(Protocol):
+    """What a command's module offers."""
+
+    HELP: str
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's own arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do the work and return the exit status."""
+
+
+# name -> module; only the chosen one is imported, so a missing optional tool breaks one command.
+COMMANDS = {
+    "native": "build_tools.commands.native",
+}
+
+
+def load(name: str) -> Command:
+    """Import the module of command ``name``."""
+    return cast("Command", importlib.import_module(COMMANDS[name]))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse ``argv``, run one command, and turn our own errors into a line and exit status 1."""
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="python -m build_tools", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((word for word in arguments if word in COMMANDS), None)
+    for name in COMMANDS:
+        if chosen is None or name == chosen:
+            module = load(name)
+            module.configure(
+                commands.add_parser(name, help=module.HELP, description=module.__doc__)
+            )
+        else:
+            commands.add_parser(name)
+    args = parser.parse_args(arguments)
+    try:
+        return load(args.command).run(args)
+    except BuildToolsError as error:
+        say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
