@@ -25,7 +25,10 @@ class Command(Protocol):
 
 # name -> module; only the chosen one is imported, so a missing optional tool breaks one command.
 COMMANDS = {
+    "demo": "build_tools.commands.demo",
     "native": "build_tools.commands.native",
+    "swift-test": "build_tools.commands.swift_test",
+    "wheel": "build_tools.commands.wheel",
 }
 
 

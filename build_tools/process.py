@@ -1,4 +1,4 @@
-"""Child processes: output into a log, progress to the caller, failures with the tool's own words."""
+"""Child processes: output into a log, progress to the caller, failures in the tool's words."""
 
 from __future__ import annotations
 
@@ -96,10 +96,7 @@ def run(
         timer = threading.Timer(timeout, kill)
         timer.start()
         try:
-            if child.stdout is None:  # pragma: no cover - we asked for a pipe
-                msg = f"`{shown}` has no output pipe"
-                raise ToolError(msg)
-            for line in child.stdout:
+            for line in child.stdout or ():
                 sink.write(line)
                 tail.append(line)
                 if on_line is not None:

@@ -1,0 +1,56 @@
+# Two commands do everything: `make demo` and `make test`. Each sets up what it needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+PYTEST_WORKERS ?= 2
+
+.PHONY: help setup demo wheel test lint format types swift-test pytest install clean
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMP) ## Make the environment in .venv
+
+$(STAMP): requirements/dev.in requirements/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed; set PYTHON=/path/to/python3")'
+	@echo "Setting up $(VENV) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -r requirements/dev.in
+	@touch $@
+
+demo: setup ## Build the wheel, install it clean, run Qwen-Image attention through it
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build_tools demo
+
+wheel: setup ## Build dist/*.whl
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build_tools wheel
+
+install: wheel ## Install the wheel into .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
+
+test: lint types swift-test pytest ## Formatting, lint, types, swift test, all Python tests
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+format: setup ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only --exit-zero .
+
+swift-test: setup
+	@$(BIN)/python -m build_tools swift-test
+
+pytest: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+
+clean: ## Remove everything that is built
+	rm -rf $(VENV) build dist swift_pkg/.build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,37 @@
+"""Run ``swift test`` on swift_pkg; fail where Swift is expected and missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+from build_tools.console import say
+from build_tools.errors import ToolError
+from build_tools.portable import PACKAGE, ROOT
+from build_tools.process import capture
+
+if TYPE_CHECKING:
+    import argparse
+
+HELP = "run swift_pkg's own tests"
+EXPECTED = "QWEN_MFA_EXPECT_SWIFT"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Take no arguments."""
+
+
+def run(args: argparse.Namespace) -> int:  # noqa: ARG001
+    """Run the tests with their output as it is."""
+    try:
+        capture(["swift", "--version"])
+    except ToolError as error:
+        if os.environ.get(EXPECTED):
+            msg = f"{EXPECTED} is set, so Swift must be here, but: {error}"
+            raise ToolError(msg) from error
+        say("swift test: skipped, there is no Swift toolchain on this machine")
+        return 0
+    scratch = ROOT / "build" / "swift-test"
+    command = ["swift", "test", "--package-path", str(PACKAGE), "--scratch-path", str(scratch)]
+    return subprocess.run(command, check=False).returncode

@@ -1,0 +1,60 @@
+"""Build the wheel into dist/ through the ordinary front end (PEP 517, isolated)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from build_tools import portable
+from build_tools.console import say, stdout, step
+from build_tools.errors import BuildToolsError
+from build_tools.portable import ROOT
+from build_tools.process import run as run_process
+
+if TYPE_CHECKING:
+    import argparse
+
+HELP = "build the wheel with its embedded library"
+DIST = ROOT / "dist"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--out", type=Path, default=DIST, help="folder for the wheel")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build and print the wheel's path."""
+    stdout.print(str(build(args.out)))
+    return 0
+
+
+def build(out: Path = DIST) -> Path:
+    """Build one wheel into ``out``, replacing older ones of this project, and return its path."""
+    # First, with its own progress and messages; the front end then finds it in the cache.
+    portable.build()
+    out.mkdir(parents=True, exist_ok=True)
+    log = ROOT / "build" / "wheel.log"
+    log.unlink(missing_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=".wheel-", dir=out) as temporary,
+        step("Building the wheel") as detail,
+    ):
+        command = [sys.executable, "-m", "build", "--wheel", "--outdir", temporary, str(ROOT)]
+        constraints = ROOT / "requirements" / "constraints.txt"
+        env = {**os.environ, "PIP_CONSTRAINT": str(constraints)}
+        run_process(command, log=log, cwd=ROOT, env=env, on_line=detail)
+        wheels = list(Path(temporary).glob("*.whl"))
+        if len(wheels) != 1:
+            msg = f"The build made {len(wheels)} wheels instead of one. Full log: {log}"
+            raise BuildToolsError(msg)
+        for old in out.glob("qwen_mfa-*.whl"):
+            old.unlink()
+        target = out / wheels[0].name
+        shutil.move(wheels[0], target)
+    say(f"Wheel: {target} ({target.stat().st_size / 1024:.0f} KiB)")
+    return target

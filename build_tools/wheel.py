@@ -1,0 +1,97 @@
+"""The wheel: setuptools' own commands, with the native library embedded on the way.
+
+One wheel a platform serves every Python (``py3-none-<platform>``): the library is bound by cffi in
+ABI mode, so nothing in it depends on the interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sysconfig
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
+
+from build_tools import elf, portable
+
+if TYPE_CHECKING:
+    from setuptools import Command
+
+PACKAGE = "qwen_mfa"
+MANIFEST_SCHEMA = 1
+
+
+@cache
+def native() -> portable.Built | None:
+    """Build the library once a process; ``None`` means the MLX-only wheel."""
+    return portable.build()
+
+
+def platform_tag(built: portable.Built | None) -> str:
+    """Return the wheel's platform tag, read off the library itself where that is possible."""
+    if built is None:
+        return "any"
+    if portable.SYSTEM == "linux":
+        return elf.manylinux_tag(built.library)
+    return sysconfig.get_platform().replace("-", "_").replace(".", "_")
+
+
+def manifest(built: portable.Built, *, version: str) -> dict[str, Any]:
+    """Return what the wheel says about its library."""
+    return {
+        "schema": MANIFEST_SCHEMA,
+        "package": {"name": "qwen-mfa", "version": version},
+        "engine": "portable",
+        "platform_tag": platform_tag(built),
+        "built_by": built.built_by,
+        "compiler": built.compiler,
+        "flags": built.flags,
+        "sources": built.sources,
+        "library": {
+            "file": built.library.name,
+            "sha256": built.sha256,
+            "size": built.library.stat().st_size,
+        },
+    }
+
+
+class BuildPy(build_py):
+    """Copies the modules, then embeds the library and its manifest."""
+
+    def run(self) -> None:
+        """Start from an empty folder, so that no file of an earlier build slips in."""
+        target = Path(self.build_lib) / PACKAGE
+        if target.exists() and not self.editable_mode:
+            shutil.rmtree(target)
+        super().run()
+        built = native()
+        if built is None or self.editable_mode:
+            return
+        folder = target / "_native"
+        folder.mkdir(parents=True)
+        shutil.copyfile(built.library, folder / built.library.name)
+        (folder / built.library.name).chmod(0o755)
+        text = json.dumps(manifest(built, version=self.distribution.get_version()), indent=2)
+        (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+
+
+class BdistWheel(bdist_wheel):
+    """Tags the wheel ``py3-none-<platform>``."""
+
+    def finalize_options(self) -> None:
+        """Mark the wheel as a platform wheel unless it carries no library."""
+        super().finalize_options()
+        self.root_is_pure = native() is None
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return the tag: any Python 3, no ABI, the library's platform."""
+        return "py3", "none", platform_tag(native())
+
+
+def commands() -> dict[str, type[Command]]:
+    """Return the commands that ``setup.py`` hands to setuptools."""
+    return {"build_py": BuildPy, "bdist_wheel": BdistWheel}

@@ -1,0 +1,50 @@
+"""Every exception that this package raises on purpose.
+
+Misuse of `qwen_mfa.scaled_dot_product_attention` raises what MLX raises for it: ``ValueError`` or
+``TypeError``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class QwenMfaError(Exception):
+    """Base of this package's errors."""
+
+
+class LibraryError(QwenMfaError):
+    """The native library cannot be used. Attention goes on through MLX.
+
+    Attributes:
+        path: The library's file.
+        cause: What is wrong with it.
+        remedy: What to do about it.
+
+    """
+
+    def __init__(self, path: Path, cause: str, remedy: str) -> None:
+        super().__init__(f"{path}: {cause}. {remedy}")
+        self.path = path
+        self.cause = cause
+        self.remedy = remedy
+
+
+class NativeError(QwenMfaError):
+    """A function of the native library returned an error code.
+
+    Attributes:
+        function: The C function.
+        code: Its error code (1 arguments, 2 memory, 3 device, 4 compilation, 5 execution).
+        text: The library's own text for that code.
+
+    """
+
+    def __init__(self, function: str, code: int, text: str) -> None:
+        super().__init__(f"{function} failed with code {code}: {text}")
+        self.function = function
+        self.code = code
+        self.text = text

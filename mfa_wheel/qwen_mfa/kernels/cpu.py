@@ -1,0 +1,127 @@
+"""The portable engine, over MLX's memory: no copies of q, k, v, and no extra pass on the output."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from qwen_mfa import library
+from qwen_mfa._ffi import ffi
+from qwen_mfa.arrays import Borrowed, borrow, fresh, is_head_interleaved
+from qwen_mfa.errors import LibraryError
+from qwen_mfa.problem import PRECISIONS
+
+if TYPE_CHECKING:
+    from qwen_mfa.kernels import Call
+    from qwen_mfa.problem import Problem
+
+name = "cpu"
+
+MAX_HEAD_DIM = 1024
+_MLX_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+# mfa_mask_type_t and mfa_mask_scalar_t.
+_MASK_BOOL, _MASK_ADDITIVE = 1, 2
+_SCALARS = {mx.bool_: 0, mx.float16: 1, mx.bfloat16: 2, mx.float32: 3}
+_CAUSAL_BOTTOM_RIGHT = 2
+_EMPTY_ROW_ZERO, _EMPTY_ROW_MEAN = 0, 1
+
+
+def refuses(problem: Problem) -> str | None:
+    """Return why the portable engine cannot take ``problem``, or ``None``."""
+    try:
+        if not library.load().is_portable:
+            return "the embedded library is not the portable engine"
+    except LibraryError as error:
+        return str(error)
+    if mx.default_device().type != mx.DeviceType.cpu:
+        return "MLX's default device is not the CPU"
+    if problem.is_empty:
+        return "there is nothing to compute"
+    if max(problem.head_dim, problem.value_dim) > MAX_HEAD_DIM or problem.head_dim == 0:
+        return f"head_dim {problem.head_dim}/{problem.value_dim} is outside 1 to {MAX_HEAD_DIM}"
+    return None
+
+
+def run(problem: Problem, call: Call) -> mx.array:
+    """Compute on the CPU and return a fresh array ``[B, Hq, Sq, Dv]`` of the problem's dtype."""
+    dtype = _MLX_DTYPES[problem.dtype]
+    q, k, v = (borrow(_as(x, dtype)) for x in (call.q, call.k, call.v))
+    shape = (problem.batch, problem.heads_q, problem.seq_q, problem.value_dim)
+    out_array = fresh(shape, dtype, interleaved=is_head_interleaved(q.array))
+    out = borrow(out_array)
+    args = ffi().new("mfa_portable_args_t *")
+    args.struct_bytes = ffi().sizeof("mfa_portable_args_t")
+    args.batch, args.heads_q, args.heads_kv = problem.batch, problem.heads_q, problem.heads_kv
+    args.seq_q, args.seq_kv = problem.seq_q, problem.seq_kv
+    args.head_dim, args.value_dim = problem.head_dim, problem.value_dim
+    for field, x in (("q", q), ("k", k), ("v", v), ("out", out)):
+        setattr(args, field, ffi().cast("void *", x.pointer))
+        setattr(args, f"{field}_bytes", x.span)
+        setattr(args, f"{field}_strides", x.strides[:3])
+    args.input_precision = args.output_precision = PRECISIONS[problem.dtype]
+    args.scale = call.scale
+    kept = [_set_mask(args, problem, call, dtype), _set_sinks(args, call)]
+    context = _context()
+    lib = library.load()
+    code = lib.lib.mfa_portable_attention(context.handle, args)
+    lib.check("mfa_portable_attention", code)
+    del kept  # what the engine read stays alive until here
+    return out_array
+
+
+def _set_mask(args: Any, problem: Problem, call: Call, dtype: mx.Dtype) -> Borrowed | None:
+    if problem.mask == "causal":
+        args.causal = _CAUSAL_BOTTOM_RIGHT
+    # With finite scores MLX spreads a row that has no key left evenly over all keys; with sinks,
+    # all the weight goes to the sink.
+    args.empty_rows = _EMPTY_ROW_ZERO if problem.sinks else _EMPTY_ROW_MEAN
+    mask = call.mask
+    if not isinstance(mask, mx.array):
+        return None
+    if mask.dtype not in _SCALARS:
+        mask = _as(mask, dtype)
+    borrowed = borrow(mask, rows=False)
+    args.mask = ffi().cast("void *", borrowed.pointer)
+    args.mask_bytes = borrowed.span
+    args.mask_strides = [0] * (4 - len(borrowed.strides)) + list(borrowed.strides)
+    args.mask_type = _MASK_BOOL if problem.mask == "bool" else _MASK_ADDITIVE
+    args.mask_scalar_type = _SCALARS[mask.dtype]
+    return borrowed
+
+
+def _set_sinks(args: Any, call: Call) -> Borrowed | None:
+    if call.sinks is None:
+        return None
+    borrowed = borrow(_as(call.sinks, mx.float32))
+    if borrowed.strides[0] > 1:  # a strided slice; the engine wants [Hq]
+        borrowed = borrow(_evaluated(mx.contiguous(call.sinks.astype(mx.float32))))
+    args.sinks = ffi().cast("float *", ffi().cast("void *", borrowed.pointer))
+    return borrowed
+
+
+def _as(array: mx.array, dtype: mx.Dtype) -> mx.array:
+    return array if array.dtype == dtype else _evaluated(array.astype(dtype))
+
+
+def _evaluated(array: mx.array) -> mx.array:
+    mx.eval(array)
+    return array
+
+
+_lock = threading.Lock()
+_contexts: dict[str, library.Context] = {}
+
+
+def _context() -> library.Context:
+    """Return the process's one context; the engine allows calls from many threads on it."""
+    lib = library.load()
+    key = str(lib.path)
+    context = _contexts.get(key)
+    if context is None:
+        with _lock:
+            context = _contexts.get(key)
+            if context is None:
+                context = _contexts[key] = lib.new_context()
+    return context

@@ -1,0 +1,68 @@
+"""Attention in float64, in plain MLX operations on the CPU: the measure of every kernel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+if TYPE_CHECKING:
+    from qwen_mfa.kernels import Call
+
+
+def attention_float64(call: Call) -> mx.array:
+    """Compute ``call`` in float64, one head at a time so that memory stays at ``Sq · Skv``.
+
+    A row whose keys are all hidden gives the mean of the values for a bool or causal mask (as MLX
+    on the CPU), zeros for an additive one or with sinks.
+
+    Returns:
+        ``[B, Hq, Sq, Dv]``, float64, evaluated, on the CPU.
+
+    """
+    with mx.stream(mx.Device(mx.DeviceType.cpu)):
+        batch, heads, rows, _ = call.q.shape
+        repeat = heads // call.k.shape[1]
+        mask = None if call.mask is None else _mask(call, call.mask)
+        outputs = []
+        for b in range(batch):
+            for h in range(heads):
+                hidden = None if mask is None else mask[b, h]
+                sink = None if call.sinks is None else call.sinks[h]
+                outputs.append(_head(call, b, h, h // repeat, hidden, sink))
+                mx.eval(outputs[-1])
+        out = mx.stack(outputs).reshape(batch, heads, rows, call.v.shape[-1])
+        mx.eval(out)
+        return out
+
+
+def _head(
+    call: Call, b: int, h: int, kv: int, mask: mx.array | None, sink: mx.array | None
+) -> mx.array:
+    q = call.q[b, h].astype(mx.float64) * call.scale
+    k, v = (x[b, kv].astype(mx.float64) for x in (call.k, call.v))
+    scores = q @ k.T
+    if mask is not None:
+        scores = mx.where(mask, scores, -mx.inf) if mask.dtype == mx.bool_ else scores + mask
+    empty = mx.isneginf(scores).all(axis=-1, keepdims=True)
+    even = mask is not None and mask.dtype == mx.bool_ and sink is None
+    scores = mx.where(empty, 0.0, scores) if even else scores
+    top = scores.max(axis=-1, keepdims=True)
+    if sink is not None:
+        top = mx.maximum(top, sink.astype(mx.float64))
+    top = mx.where(mx.isneginf(top), 0.0, top)
+    weights = mx.exp(scores - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    if sink is not None:
+        total = total + mx.exp(sink.astype(mx.float64) - top)
+    return (weights @ v) / mx.where(total == 0, 1.0, total)
+
+
+def _mask(call: Call, mask: mx.array | str) -> mx.array:
+    batch, heads, rows, _ = call.q.shape
+    keys = call.k.shape[2]
+    if isinstance(mask, str):
+        mask = mx.arange(keys)[None, :] <= mx.arange(rows)[:, None] + (keys - rows)
+    elif mask.dtype != mx.bool_:
+        mask = mask.astype(mx.float64)
+    return mx.broadcast_to(mask, (batch, heads, rows, keys))
