@@ -1,0 +1,117 @@
+"""Native handles are released exactly once, and calls do not accumulate memory."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import subprocess
+import sys
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+import qwen_mfa
+from qwen_mfa import dispatch, library
+from qwen_mfa.errors import NativeError
+from qwen_mfa.kernels import cpu
+
+from .problems import Shape, as_numpy, draw
+
+
+class Counting:
+    """A library handle that counts what it creates and destroys."""
+
+    def __init__(self, lib: Any) -> None:
+        self._lib = lib
+        self.created = self.destroyed = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lib, name)
+
+    def mfa_destroy_context(self, handle: Any) -> None:
+        self.destroyed += 1
+        self._lib.mfa_destroy_context(handle)
+
+
+def context(counting: Counting) -> library.Context:
+    found = library.load()
+    handle = found.new_context()
+    handle._release.detach()
+    return library.Context(counting, handle.handle)
+
+
+def test_a_context_is_destroyed_once() -> None:
+    counting = Counting(library.load().lib)
+    one = context(counting)
+    one.close()
+    one.close()
+    del one
+    gc.collect()
+    assert counting.destroyed == 1
+
+
+def test_a_dropped_context_is_destroyed() -> None:
+    counting = Counting(library.load().lib)
+
+    def fail() -> None:
+        _kept = context(counting)
+        raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail()
+    gc.collect()
+    assert counting.destroyed == 1
+
+
+def test_contexts_are_destroyed_at_exit() -> None:
+    code = """
+import mlx.core as mx, qwen_mfa
+from qwen_mfa.kernels import cpu
+q = mx.random.normal((1, 2, 8, 16))
+qwen_mfa.scaled_dot_product_attention(q, q, q, scale=1.0)
+context = cpu._context()
+def shown(*args, original=context._release.detach()):
+    print("destroyed")
+    original[1](*original[2])
+import weakref
+context._release = weakref.finalize(context, shown)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["destroyed"]
+    assert not done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+def test_thousands_of_calls_do_not_grow_memory() -> None:
+    q, k, v = draw(Shape(hq=4, hkv=4, sq=64, skv=64))
+    mask = mx.random.uniform(shape=(64, 64)) < 0.8
+
+    def calls(count: int) -> int:
+        for _ in range(count):
+            mx.eval(qwen_mfa.scaled_dot_product_attention(q, k, v, scale=0.1, mask=mask))
+        gc.collect()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    before = calls(500)
+    after = calls(4000)
+    # One leaked result a call would be 65 KiB * 4000 = 256 MiB, one leaked struct 1.5 MiB.
+    assert after - before < 1024
+
+
+def test_a_failing_kernel_is_answered_by_mlx(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    q, k, v = draw(Shape())
+    expected = as_numpy(mx.fast.scaled_dot_product_attention(q, k, v, scale=0.125))
+
+    def fail(*_: Any) -> mx.array:
+        raise NativeError("mfa_portable_attention", 5, "the device is gone")
+
+    monkeypatch.setattr(cpu, "run", fail)
+    for _ in range(3):
+        out = qwen_mfa.scaled_dot_product_attention(q, k, v, scale=0.125)
+        assert abs(as_numpy(out) - expected).max() < 1e-5
+    assert len(caplog.records) == 1
+    assert "the device is gone" in caplog.text
+    assert "cpu" in dispatch._quarantined
