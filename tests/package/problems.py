@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 
-from qwen_mfa.kernels import Call
+
 from qwen_mfa.reference import attention_float64
+
+if TYPE_CHECKING:
+    from qwen_mfa.kernels import Call
 
 # Error allowed against float64, per row, as a multiple of the largest |v| of the problem: rounding
 # the result to 16 bits costs half a unit in the last place (2^-9, 2^-12 of the value); FP32

@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 
 from qwen_mfa import cli, library
-from qwen_mfa.cli import selftest
+from qwen_mfa.cli import sample, selftest
 from qwen_mfa.kernels import Call, cpu
 
 QWEN_MFA = Path(sys.executable).parent / "qwen-mfa"
@@ -72,8 +72,21 @@ def test_selftest_sees_a_wrong_kernel(
         return out.astype(call.q.dtype)
 
     monkeypatch.setattr(cpu, "run", wrong)
+    # In this process, where the fault is.
+    monkeypatch.setattr(selftest, "take_in_child", sample.take)
     assert cli.main(["selftest", "--image-tokens", "40"]) == 1
     assert "WRONG" in capsys.readouterr().out
+
+
+def test_selftest_survives_a_crash(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    aborting = tmp_path / "python"
+    aborting.write_text("#!/bin/sh\nkill -ABRT $$\n", encoding="utf-8")
+    aborting.chmod(0o755)
+    monkeypatch.setattr(sample.sys, "executable", str(aborting))
+    assert cli.main(["selftest", "--image-tokens", "10"]) == 1
+    assert "signal 6" in capsys.readouterr().out
 
 
 def test_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,8 +98,8 @@ def test_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_inputs_are_laid_out_as_hosts_have_them() -> None:
-    call = selftest.make_call(mx.bfloat16, masked=True, image_tokens=10)
+    call = sample.draw("bfloat16", masked=True, image_tokens=10)
     assert memoryview(call.q).strides[1] == 256  # type: ignore[arg-type,index]
     assert isinstance(call.mask, mx.array)
     assert call.mask.shape == (1, 1, 1, 110)
-    assert call.mask.sum().item() == 110 - selftest.PADDED
+    assert call.mask.sum().item() == 110 - sample.PADDED

@@ -6,33 +6,35 @@ Inputs are random; the shape is one 512 x 512 image (1024 tokens) with 100 text 
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
 
 import mlx.core as mx
 
-import qwen_mfa
 from qwen_mfa import dispatch
 from qwen_mfa.cli import info
+from qwen_mfa.cli.sample import (
+    DTYPES,
+    HEAD_DIM,
+    HEADS,
+    TEXT_TOKENS,
+    Request,
+    Sample,
+    draw,
+    take_in_child,
+)
 from qwen_mfa.cli.table import mebibytes, seconds, table
-from qwen_mfa.kernels import Call
 from qwen_mfa.kernels import mlx as reference
-from qwen_mfa.memory import peak_of
 from qwen_mfa.problem import describe
 from qwen_mfa.reference import attention_float64
 
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable
-
 HELP = "check the kernel against float64 and MLX on Qwen-Image's attention"
-
-HEADS, HEAD_DIM = 24, 128
-IMAGE_TOKENS, TEXT_TOKENS, PADDED = 1024, 100, 37
-DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+IMAGE_TOKENS = 1024
 
 # Largest error allowed against float64 computed from the same (already rounded) inputs, as a
 # multiple of the largest value of the result: half a unit in the last place of a 16-bit result
@@ -43,20 +45,21 @@ BOUNDS = {"bfloat16": 2**-8, "float16": 2**-11, "float32": 2**-18}
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table. Errors are absolute, times in seconds, memory in bytes."""
+    """One line of the table. Errors are absolute, times in seconds, memory in bytes.
+
+    ``difference`` is between our result and MLX's; ``failure`` says why there is no result.
+    """
 
     dtype: str
     mask: str
     kernel: str
-    error: float
-    error_mlx: float
-    difference: float
+    ours: Sample
+    mlx: Sample
     allowed: float
-    time: float
-    time_mlx: float
-    memory: int
-    memory_mlx: int
-    agrees: bool
+    error: float | None = None
+    error_mlx: float | None = None
+    difference: float | None = None
+    agrees: bool = False
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -77,122 +80,104 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(info.as_text(facts), end="\n\n", flush=True)
     cases = [(dtype, masked) for dtype in DTYPES for masked in (False, True)]
-    rows, unit = [], ""
+    rows = []
     for number, (dtype, masked) in enumerate(cases, 1):
         _progress(f"[{number}/{len(cases)}] {dtype}, {'padding mask' if masked else 'no mask'}")
-        row, unit = measure(dtype, masked=masked, image_tokens=args.image_tokens)
-        rows.append(row)
+        rows.append(measure(dtype, masked=masked, image_tokens=args.image_tokens))
     _progress("")
     usable = facts["library"]["state"] != "unusable"
     passed = usable and all(row.agrees for row in rows)
     if args.json:
-        report = {"passed": passed, "memory": unit, **facts, "rows": [asdict(row) for row in rows]}
-        print(json.dumps(report, indent=2))
+        print(json.dumps({"passed": passed, **facts, "rows": [asdict(row) for row in rows]}))
     else:
-        print(as_text(rows, args.image_tokens, unit))
-        print(_verdict(passed=passed, facts=facts))
+        print(as_text(rows, args.image_tokens))
+        print(_verdict(rows, facts, passed=passed))
     return 0 if passed else 1
 
 
-def measure(dtype: str, *, masked: bool, image_tokens: int) -> tuple[Row, str]:
+def measure(dtype: str, *, masked: bool, image_tokens: int) -> Row:
     """Measure one dtype with or without the text-padding mask."""
-    call = make_call(DTYPES[dtype], masked=masked, image_tokens=image_tokens)
+    call = draw(dtype, masked=masked, image_tokens=image_tokens)
     exact = attention_float64(call)
-    # A first call opens the library, starts its threads and touches its scratch memory.
-    mx.eval(_ours(call))
-    ours, ours_memory, unit = peak_of(lambda: _evaluated(_ours(call)))
-    theirs, theirs_memory, _ = peak_of(lambda: _evaluated(reference.run(None, call)))
-    ours_time = min(_time(lambda: _ours(call)) for _ in range(3))
-    theirs_time = _time(lambda: reference.run(None, call))
-    error, error_mlx = _largest(ours, exact), _largest(theirs, exact)
-    allowed = BOUNDS[dtype] * _scalar(mx.abs(exact).max())
     problem = describe(call.q, call.k, call.v, call.mask)
     kernel = reference if problem is None else dispatch.choose(problem).kernel
+    with tempfile.TemporaryDirectory(prefix="qwen-mfa-") as folder:
+        samples: dict[str, Sample] = {}
+        results: dict[str, mx.array] = {}
+        for name in ("qwen-mfa", "mlx"):
+            output = Path(folder) / f"{name}.safetensors"
+            samples[name] = take_in_child(
+                Request(
+                    kernel=name,
+                    dtype=dtype,
+                    masked=masked,
+                    image_tokens=image_tokens,
+                    output=str(output),
+                )
+            )
+            if samples[name].failure is None:
+                results[name] = cast("dict[str, mx.array]", mx.load(str(output)))["out"]
+                mx.eval(results[name])
     row = Row(
         dtype=dtype,
         mask="padding" if masked else "none",
         kernel=kernel.name,
+        ours=samples["qwen-mfa"],
+        mlx=samples["mlx"],
+        allowed=BOUNDS[dtype] * _scalar(mx.abs(exact).max()),
+    )
+    if len(results) < len(samples):
+        return row
+    error, error_mlx = (_largest(results[name], exact) for name in ("qwen-mfa", "mlx"))
+    # MLX's own 16-bit result may be the less exact one; where it runs, it is the standard.
+    allowed = max(row.allowed, error_mlx if kernel is reference else 0.0)
+    return replace(
+        row,
         error=error,
         error_mlx=error_mlx,
-        difference=_largest(ours, theirs),
-        allowed=allowed,
-        time=ours_time,
-        time_mlx=theirs_time,
-        memory=ours_memory,
-        memory_mlx=theirs_memory,
-        # MLX's own 16-bit result may be the less exact one; where it runs, it is the standard.
-        agrees=error <= max(allowed, error_mlx if kernel is reference else 0.0),
+        difference=_largest(results["qwen-mfa"], results["mlx"]),
+        agrees=error <= allowed,
     )
-    return row, unit
 
 
-def make_call(dtype: mx.Dtype, *, masked: bool, image_tokens: int) -> Call:
-    """Draw joint text+image inputs, laid out as hosts have them: BSHD memory seen as BHSD."""
-    tokens = TEXT_TOKENS + image_tokens
-    keys = mx.random.split(mx.random.key(7), 3)
-    q, k, v = (
-        mx.random.normal((1, tokens, HEADS, HEAD_DIM), key=key).astype(dtype).transpose(0, 2, 1, 3)
-        for key in keys
-    )
-    # Joint order is text first; the text's tail is padding.
-    position = mx.arange(tokens)
-    hidden = (position >= TEXT_TOKENS - PADDED) & (position < TEXT_TOKENS)
-    mask = mx.logical_not(hidden)[None, None, None, :] if masked else None
-    call = Call(q=q, k=k, v=v, scale=HEAD_DIM**-0.5, mask=mask)
-    mx.eval(call.arrays())
-    return call
-
-
-def as_text(rows: list[Row], image_tokens: int, unit: str) -> str:
+def as_text(rows: list[Row], image_tokens: int) -> str:
     """Lay the rows out as a table."""
     title = (
         f"Joint attention of Qwen-Image: B 1, H {HEADS}, D {HEAD_DIM}, "
         f"{image_tokens} image + {TEXT_TOKENS} text tokens"
     )
     header = [
-        *("dtype", "mask", "kernel", "error", "MLX's error", "ours - MLX"),
-        *("time", "MLX", "ratio", "peak", "MLX's peak", ""),
-    ]
-    body = [
-        [
-            *(row.dtype, row.mask, row.kernel),
-            *(f"{value:.1e}" for value in (row.error, row.error_mlx, row.difference)),
-            *(seconds(row.time), seconds(row.time_mlx), f"{row.time_mlx / row.time:.1f} x"),
-            *(mebibytes(row.memory), mebibytes(row.memory_mlx)),
-            "agrees" if row.agrees else f"WRONG (> {row.allowed:.1e})",
-        ]
-        for row in rows
+        *("dtype", "mask", "kernel", "error", "MLX's error", "from MLX's"),
+        *("time", "MLX's time", "ratio", "peak", "MLX's peak", ""),
     ]
     note = (
         "error: largest absolute difference from a float64 reference. "
-        f"peak: growth of {unit} during one call."
+        "peak: growth of resident memory during one call, result included."
     )
-    return f"{title}\n\n{table(header, body)}\n\n{note}"
+    return f"{title}\n\n{table(header, [_cells(row) for row in rows])}\n\n{note}"
 
 
-def _verdict(*, passed: bool, facts: dict[str, Any]) -> str:
+def _cells(row: Row) -> list[str]:
+    errors = (row.error, row.error_mlx, row.difference)
+    ours, mlx = row.ours, row.mlx
+    failed = [f"{name}: {s.failure}" for name, s in (("ours", ours), ("MLX", mlx)) if s.failure]
+    verdict = "agrees" if row.agrees else f"WRONG (> {row.allowed:.1e})"
+    return [
+        *(row.dtype, row.mask, row.kernel),
+        *("-" if value is None else f"{value:.1e}" for value in errors),
+        *(seconds(ours.seconds), seconds(mlx.seconds), f"{mlx.seconds / ours.seconds:.1f} x"),
+        *(mebibytes(ours.peak), mebibytes(mlx.peak)),
+        f"FAILED ({'; '.join(failed)})" if failed else verdict,
+    ]
+
+
+def _verdict(rows: list[Row], facts: dict[str, Any], *, passed: bool) -> str:
     if passed:
         return "All results agree."
     if facts["library"]["state"] == "unusable":
         return f"FAILED: the library cannot be used. {facts['library']['reason']}"
-    return "FAILED: a result disagrees with float64. Please report this table."
-
-
-def _ours(call: Call) -> mx.array:
-    return qwen_mfa.scaled_dot_product_attention(
-        call.q, call.k, call.v, scale=call.scale, mask=call.mask
-    )
-
-
-def _evaluated(array: mx.array) -> mx.array:
-    mx.eval(array)
-    return array
-
-
-def _time(work: Callable[[], mx.array]) -> float:
-    start = time.perf_counter()
-    mx.eval(work())
-    return time.perf_counter() - start
+    bad = sum(not row.agrees for row in rows)
+    return f"FAILED: {bad} of {len(rows)} lines disagree. Please report this output."
 
 
 def _largest(a: mx.array, b: mx.array) -> float:
@@ -217,5 +202,5 @@ def _tokens(text: str) -> int:
     value = int(text)
     if not 0 <= value <= 16384:
         msg = "give a number from 0 to 16384"
-        raise ValueError(msg)
+        raise argparse.ArgumentTypeError(msg)
     return value

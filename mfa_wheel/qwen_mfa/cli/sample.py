@@ -1,0 +1,151 @@
+"""One kernel on one problem in a process of its own: its time, its peak memory, its result.
+
+A process of its own because only there does peak memory belong to one kernel, and because a
+native library that crashes must not take the report with it. Run as ``python -m
+qwen_mfa.cli.sample`` with the request as JSON on standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+import qwen_mfa
+from qwen_mfa.kernels import Call
+from qwen_mfa.kernels import mlx as reference
+
+HEADS, HEAD_DIM = 24, 128
+TEXT_TOKENS, PADDED = 100, 37
+DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+TIMEOUT = 600.0
+
+# glibc otherwise keeps freed blocks of tens of MiB and would serve the measured call from them.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # proc(5): resets the peak resident set size to the current one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to run.
+
+    Attributes:
+        kernel: ``"qwen-mfa"`` (our operation) or ``"mlx"``.
+        dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
+        masked: With the text-padding mask.
+        image_tokens: Image tokens, beside the text's.
+        output: File for the result (safetensors).
+
+    """
+
+    kernel: str
+    dtype: str
+    masked: bool
+    image_tokens: int
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What one kernel did: best time in seconds, peak growth of resident memory in bytes."""
+
+    seconds: float
+    peak: int
+    failure: str | None = None
+
+
+def draw(dtype: str, *, masked: bool, image_tokens: int) -> Call:
+    """Draw joint text+image inputs, laid out as hosts have them: BSHD memory seen as BHSD."""
+    tokens = TEXT_TOKENS + image_tokens
+    keys = mx.random.split(mx.random.key(7), 3)
+    shape = (1, tokens, HEADS, HEAD_DIM)
+    q, k, v = (
+        mx.random.normal(shape, key=key).astype(DTYPES[dtype]).transpose(0, 2, 1, 3) for key in keys
+    )
+    # Joint order is text first; the text's tail is padding.
+    position = mx.arange(tokens)
+    hidden = (position >= TEXT_TOKENS - PADDED) & (position < TEXT_TOKENS)
+    mask = mx.logical_not(hidden)[None, None, None, :] if masked else None
+    call = Call(q=q, k=k, v=v, scale=HEAD_DIM**-0.5, mask=mask)
+    mx.eval(call.arrays())
+    return call
+
+
+def take(request: Request) -> Sample:
+    """Run ``request`` in this process."""
+    call = draw(request.dtype, masked=request.masked, image_tokens=request.image_tokens)
+    # Opens the library and starts its threads, so that neither counts.
+    _run(request.kernel, draw(request.dtype, masked=request.masked, image_tokens=1))
+    mx.clear_cache()
+    before = _peak(reset=True)
+    start = time.perf_counter()
+    out = _run(request.kernel, call)
+    first = time.perf_counter() - start
+    peak = max(0, _peak() - before)
+    # What takes seconds is not hurt by a cold start; what takes milliseconds is.
+    rounds = [first] if first > 1 else [_timed(request.kernel, call) for _ in range(3)]
+    mx.save_safetensors(request.output, {"out": out})
+    return Sample(seconds=min(rounds), peak=peak)
+
+
+def take_in_child(request: Request) -> Sample:
+    """Run ``request`` in a child process; a crash or a time-out is a failed sample."""
+    command = [sys.executable, "-m", "qwen_mfa.cli.sample"]
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps(asdict(request)),
+            env={**os.environ, **_MALLOC},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=True,
+        )
+        return Sample(**json.loads(done.stdout.splitlines()[-1]))
+    except subprocess.TimeoutExpired:
+        failure = f"no answer within {TIMEOUT:g} s"
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
+        how = f"signal {-error.returncode}" if error.returncode < 0 else f"exit {error.returncode}"
+        failure = f"{how}: {last}"
+    return Sample(seconds=float("inf"), peak=0, failure=failure)
+
+
+def _run(kernel: str, call: Call) -> mx.array:
+    if kernel == "mlx":
+        out = reference.run(None, call)
+    else:
+        out = qwen_mfa.scaled_dot_product_attention(
+            call.q, call.k, call.v, scale=call.scale, mask=call.mask
+        )
+    mx.eval(out)
+    return out
+
+
+def _timed(kernel: str, call: Call) -> float:
+    start = time.perf_counter()
+    _run(kernel, call)
+    return time.perf_counter() - start
+
+
+def _peak(*, reset: bool = False) -> int:
+    """Return the peak resident set size in bytes, after making it the current one if asked to."""
+    if reset and _CLEAR_REFS.exists():
+        _CLEAR_REFS.write_text(_RESET_PEAK, encoding="ascii")
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts it in bytes
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(take(Request(**json.load(sys.stdin))))))
