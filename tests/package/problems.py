@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-
 from qwen_mfa.reference import attention_float64
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from build_tools import elf, portable
 PACKAGE_FILES = {
     "__init__.py", "__main__.py", "_ffi.py", "abi.cdef", "arrays.py", "attention.py", "binary.py",
     "cli/__init__.py", "cli/info.py", "cli/sample.py", "cli/selftest.py", "cli/table.py",
-    "dispatch.py", "errors.py", "kernels/__init__.py", "kernels/cpu.py", "kernels/mlx.py", "library.py",
-    "problem.py", "py.typed", "reference.py",
+    "dispatch.py", "errors.py", "kernels/__init__.py", "kernels/cpu.py", "kernels/mlx.py",
+    "library.py", "problem.py", "py.typed", "reference.py",
 }  # fmt: skip
 LIBRARY_FILES = {f"_native/{portable.LIBRARY}", "_native/manifest.json"}
 INFO_FILES = {
