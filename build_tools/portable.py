@@ -23,7 +23,7 @@ from build_tools.errors import ToolError
 from build_tools.process import capture, run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "swift_pkg"
@@ -36,6 +36,7 @@ LIBRARY = f"libMFAFFI{SUFFIX}"
 CHOICE = "QWEN_MFA_NATIVE"
 CHOICES = ("auto", "swift", "cc", "none")
 
+EXPORTS = "exports.map"
 C_FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 
@@ -144,7 +145,11 @@ def build(*, work: Path | None = None, toolchain: str | None = None) -> Built | 
 
 def source_hashes() -> dict[str, str]:
     """Return the SHA-256 of every file that the build reads, by path relative to the repository."""
-    files = [PACKAGE / "Package.swift", *(p for p in SOURCES.rglob("*") if p.is_file())]
+    files = [
+        PACKAGE / "Package.swift",
+        PACKAGE / EXPORTS,
+        *(p for p in SOURCES.rglob("*") if p.is_file()),
+    ]
     return {p.relative_to(ROOT).as_posix(): _sha256(p) for p in sorted(files)}
 
 
@@ -168,6 +173,7 @@ def _swift_flags(package: str) -> list[str]:
         "-Xswiftc", "-nostartfiles",
         "-Xswiftc", "-no-toolchain-stdlib-rpath",
         "-Xlinker", f"-soname={LIBRARY}",
+        "-Xlinker", f"--version-script={package}/{EXPORTS}",
         "-Xlinker", "-z", "-Xlinker", "relro", "-Xlinker", "-z", "-Xlinker", "now",
     ]  # fmt: skip
     return [
@@ -177,7 +183,7 @@ def _swift_flags(package: str) -> list[str]:
     ]
 
 
-def _swift_build(temporary: Path, library: Path, log: Path, detail: object) -> None:
+def _swift_build(temporary: Path, library: Path, log: Path, detail: Callable[[str], None]) -> None:
     # A copy, so that the build never sees (or leaves) a .build folder of another kind of build.
     package = temporary / "package"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns(".build", "overlay"))
@@ -188,7 +194,7 @@ def _swift_build(temporary: Path, library: Path, log: Path, detail: object) -> N
         "--scratch-path",
         str(temporary / "b"),
     ]
-    run(command, log=log, cwd=package, on_line=detail)  # type: ignore[arg-type]
+    run(command, log=log, cwd=package, on_line=detail)
     folder = capture([*command, "--show-bin-path"], cwd=package)
     shutil.copy2(Path(folder) / LIBRARY, library)
 
@@ -197,17 +203,23 @@ def _cc_flags(package: str) -> list[str]:
     link = (
         ["-dynamiclib", "-Wl,-install_name,@rpath/" + LIBRARY]
         if SYSTEM == "darwin"
-        else ["-shared", f"-Wl,-soname,{LIBRARY}", "-Wl,-z,relro,-z,now", "-Wl,--as-needed"]
+        else [
+            "-shared",
+            f"-Wl,-soname,{LIBRARY}",
+            "-Wl,-z,relro,-z,now",
+            "-Wl,--as-needed",
+            f"-Wl,--version-script={package}/{EXPORTS}",
+        ]
     )
     return [*C_FLAGS, "-g0", f"-ffile-prefix-map={package}=.", *link]
 
 
-def _cc_build(_temporary: Path, library: Path, log: Path, detail: object) -> None:
+def _cc_build(_temporary: Path, library: Path, log: Path, detail: Callable[[str], None]) -> None:
     files = sorted(p.relative_to(PACKAGE).as_posix() for p in SOURCES.glob("*.c"))
     include = (SOURCES / "include").relative_to(PACKAGE).as_posix()
     command = ["cc", *_cc_flags(str(PACKAGE)), f"-I{include}", *files, "-o", str(library)]
     command += ["-lm", "-lpthread"]
-    run(command, log=log, cwd=PACKAGE, on_line=detail)  # type: ignore[arg-type]
+    run(command, log=log, cwd=PACKAGE, on_line=detail)
 
 
 def _title(toolchain: str) -> str:

@@ -84,6 +84,8 @@ class BdistWheel(bdist_wheel):
 
     def finalize_options(self) -> None:
         """Mark the wheel as a platform wheel unless it carries no library."""
+        # What decides where setuptools puts the modules; it would look for extension modules.
+        setattr(self.distribution, "has_ext_modules", lambda: native() is not None)  # noqa: B010
         super().finalize_options()
         self.root_is_pure = native() is None
 

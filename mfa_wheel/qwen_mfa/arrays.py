@@ -80,7 +80,7 @@ def fresh(shape: tuple[int, int, int, int], dtype: mx.Dtype, *, interleaved: boo
             ``transpose(0, 2, 1, 3).reshape(B, S, H * D)`` afterwards moves no data.
 
     """
-    stream = _stream_after_fork() if _forked else None
+    stream = working_stream()
     batch, heads, rows, dim = shape
     if interleaved:
         out = mx.empty((batch, rows, heads, dim), dtype=dtype, stream=stream)
@@ -91,8 +91,6 @@ def fresh(shape: tuple[int, int, int, int], dtype: mx.Dtype, *, interleaved: boo
     return out
 
 
-# MLX's default stream belongs to a thread that does not exist in a forked child: evaluating there
-# waits for ever (seen with MLX 0.32.4). A stream made in the child works.
 _forked = False
 _local = threading.local()
 
@@ -105,7 +103,14 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)  # a hook only: nothing runs until a fork
 
 
-def _stream_after_fork() -> mx.Stream:
+def working_stream() -> mx.Stream | None:
+    """Return the stream for our own small operations: ``None``, the default one, nearly always.
+
+    In a forked child MLX's default stream belongs to a thread that does not exist there, and
+    evaluating on it waits for ever (seen with MLX 0.32.4). A stream made in the child works.
+    """
+    if not _forked:
+        return None
     stream: mx.Stream | None = getattr(_local, "stream", None)
     if stream is None:
         stream = _local.stream = mx.new_stream(mx.Device(mx.DeviceType.cpu))

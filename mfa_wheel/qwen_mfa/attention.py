@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 
 from qwen_mfa import dispatch
+from qwen_mfa.arrays import working_stream
 from qwen_mfa.kernels import Call
 from qwen_mfa.kernels import mlx as reference
 from qwen_mfa.problem import describe
@@ -127,4 +129,6 @@ def _differentiable(kernel: Kernel, problem: Problem, call: Call) -> mx.array:
     function = mx.custom_function(forward)
     function.vjp(vjp)
     function.jvp(jvp)
-    return cast("mx.array", function(*call.arrays()))
+    stream = working_stream()
+    with mx.stream(stream) if stream else nullcontext():
+        return cast("mx.array", function(*call.arrays()))

@@ -197,7 +197,7 @@ def test_numbers_of_any_size() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [Shape(b=0), Shape(sq=0), Shape(skv=0), Shape(hq=0, hkv=2), Shape(dv=0)], ids=str
+    "shape", [Shape(b=0), Shape(sq=0), Shape(skv=0), Shape(d=0), Shape(dv=0)], ids=str
 )
 def test_empty(shape: Shape) -> None:
     q, k, v = draw(shape)

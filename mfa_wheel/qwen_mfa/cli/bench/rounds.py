@@ -1,0 +1,80 @@
+"""Interleaved rounds: every contestant once a round, in an order that changes.
+
+What slows the machine down then slows all of them alike, and ratios are taken within a round.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Median and quartiles of a quantity."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarise ``values`` (one or more)."""
+        if len(values) == 1:
+            return cls(median=values[0], low=values[0], high=values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median=median, low=low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """Times of every contestant, in seconds, by name; position i is round i."""
+
+    times: dict[str, list[float]]
+
+    def time(self, name: str) -> Spread:
+        """Return the spread of ``name``'s time, in seconds."""
+        return Spread.of(self.times[name])
+
+    def ratio(self, slow: str, fast: str) -> Spread:
+        """Return the spread of time(slow) / time(fast), each taken within one round."""
+        pairs = zip(self.times[slow], self.times[fast], strict=True)
+        return Spread.of([a / b for a, b in pairs])
+
+
+def interleave(
+    contestants: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warm_up: int = 1,
+    on_round: Callable[[int, Rounds], None] | None = None,
+) -> Rounds:
+    """Time ``contestants`` in ``rounds`` rounds after ``warm_up`` unmeasured ones.
+
+    Args:
+        contestants: Name to work; the work must be done (evaluated) when it returns.
+        rounds: Measured rounds.
+        warm_up: Unmeasured rounds.
+        on_round: Called after every measured round with its number from 1 and all times so far.
+
+    """
+    names = list(contestants)
+    for _ in range(warm_up):
+        for name in names:
+            contestants[name]()
+    measured = Rounds(times={name: [] for name in names})
+    for number in range(1, rounds + 1):
+        # A rotation: nobody always runs after the same neighbour's cache contents.
+        turn = (number - 1) % len(names)
+        for name in names[turn:] + names[:turn]:
+            start = time.perf_counter()
+            contestants[name]()
+            measured.times[name].append(time.perf_counter() - start)
+        if on_round is not None:
+            on_round(number, measured)
+    return measured
