@@ -1,0 +1,293 @@
+/*
+ * The kernels, written once over a small vector vocabulary. A kernel_<isa>.c defines it and then
+ * includes this file:
+ *
+ *   MFA_ISA            suffix of the table's name       MFA_MR, MFA_NV   rows, vectors of a tile
+ *   MFA_LANES          floats per vector                vf               vector of floats
+ *   v_load v_store v_set1 v_add v_sub v_mul             as their names say; any alignment
+ *   v_fma(a, b, c)     a * b + c
+ *   v_max(a, b)        b when either is NaN
+ *   v_exponent(t)      2^n for t = 1.5 * 2^23 + n, exactly 0 for n = -127
+ *   v_clip(v, first, visible)  lanes at or beyond `visible` become -infinity
+ *   v_load_bf16, v_load_fp16, v_store_bf16, v_store_fp16
+ */
+#include "include/mfa_ffi.h"
+#include "kernels.h"
+#include "scalar.h"
+
+#include <math.h>
+
+#define MFA_NR (MFA_NV * MFA_LANES)
+#define MFA_PASTE_(a, b) a##b
+#define MFA_PASTE(a, b) MFA_PASTE_(a, b)
+#define MFA_INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define MFA_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define MFA_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+/* ---- packing ---- */
+
+MFA_INLINE float load_element(const unsigned char *at, int precision)
+{
+    switch (precision) {
+    case MFA_PRECISION_FP16: return mfa_from_fp16(mfa_load_half_bits(at));
+    case MFA_PRECISION_BF16: return mfa_from_bf16(mfa_load_half_bits(at));
+    default: return mfa_load_float(at);
+    }
+}
+
+MFA_INLINE vf load_vector(const unsigned char *at, int precision)
+{
+    switch (precision) {
+    case MFA_PRECISION_FP16: return v_load_fp16(at);
+    case MFA_PRECISION_BF16: return v_load_bf16(at);
+    default: return v_load((const float *)(const void *)at);
+    }
+}
+
+static void load_row(float *plain, const mfa_source *from, unsigned row)
+{
+    const size_t size = from->precision == MFA_PRECISION_FP32 ? 4 : 2;
+    const unsigned char *at = from->rows[row];
+    unsigned i = 0;
+    if (from->stride == 1)
+        for (; i + MFA_LANES <= from->length; i += MFA_LANES)
+            v_store(plain + i, load_vector(at + i * size, from->precision));
+    for (; i < from->length; i++)
+        plain[i] = load_element(at + (size_t)i * (size_t)from->stride * size, from->precision);
+}
+
+static void pack_columns(float *tile, unsigned width, const mfa_source *from, float factor)
+{
+    enum { GROUP = 4 };
+    float plain[GROUP][1024];
+    for (unsigned row = 0; row < width; row += GROUP) {
+        unsigned group = width - row < GROUP ? width - row : GROUP;
+        for (unsigned r = 0; r < group; r++) {
+            if (row + r < from->count)
+                load_row(plain[r], from, row + r);
+            else
+                memset(plain[r], 0, from->length * sizeof(float));
+        }
+        for (unsigned d = 0; d < from->length; d++)
+            for (unsigned r = 0; r < group; r++)
+                tile[d * width + row + r] = plain[r][d] * factor;
+    }
+}
+
+static void pack_panels(float *panels, size_t panel_stride, size_t first, unsigned rows_total,
+                        const mfa_source *from)
+{
+    const unsigned padded = mfa_padded_dim(from->length, MFA_LANES);
+    float plain[1024 + MFA_LANES];
+    memset(plain + from->length, 0, (padded - from->length) * sizeof(float));
+    for (unsigned r = 0; r < rows_total; r++) {
+        if (r < from->count)
+            load_row(plain, from, r);
+        else
+            memset(plain, 0, padded * sizeof(float));
+        for (unsigned column = 0; column < padded; column += MFA_NR) {
+            unsigned width = padded - column < MFA_NR ? padded - column : MFA_NR;
+            float *to = panels + column / MFA_NR * panel_stride + (first + r) * width;
+            for (unsigned i = 0; i < width; i += MFA_LANES)
+                v_store(to + i, v_load(plain + column + i));
+        }
+    }
+}
+
+/* ---- attention ---- */
+
+/* 2^x for x <= 0; below -126.5, and for -infinity, exactly 0; NaN stays NaN. */
+MFA_INLINE vf exp2_vector(vf x)
+{
+    const vf magic = v_set1(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    x = v_max(v_set1(-127.0f), x);
+    vf shifted = v_add(x, magic);
+    vf fraction = v_sub(x, v_sub(shifted, magic));
+    vf p = v_set1(1.326472731307149e-3f);
+    p = v_fma(p, fraction, v_set1(9.671512991189957e-3f));
+    p = v_fma(p, fraction, v_set1(5.550733581185341e-2f));
+    p = v_fma(p, fraction, v_set1(2.4022242426872253e-1f));
+    p = v_fma(p, fraction, v_set1(6.931470036506653e-1f));
+    p = v_fma(p, fraction, v_set1(1.0f));
+    return v_mul(p, v_exponent(shifted)); /* a product, so that NaN survives */
+}
+
+/* Scores of one key tile into the weights, and the lane-wise maxima of each row. */
+MFA_INLINE void score_tile(const mfa_strip *s, unsigned tile, float *maxima)
+{
+    const float *q = s->queries;
+    const float *k = s->keys + (size_t)tile * s->head_dim * MFA_NR;
+    vf acc[MFA_MR][MFA_NV];
+    MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
+        MFA_UNROLL for (int j = 0; j < MFA_NV; j++) acc[r][j] = v_set1(0.0f);
+    for (unsigned d = 0; d < s->head_dim; d++) {
+        vf b[MFA_NV];
+        MFA_UNROLL for (int j = 0; j < MFA_NV; j++) b[j] = v_load(k + j * MFA_LANES);
+        MFA_UNROLL for (int r = 0; r < MFA_MR; r++) {
+            vf a = v_set1(q[r]);
+            MFA_UNROLL for (int j = 0; j < MFA_NV; j++) acc[r][j] = v_fma(a, b[j], acc[r][j]);
+        }
+        k += MFA_NR;
+        q += MFA_MR;
+    }
+    const unsigned first = tile * MFA_NR;
+    MFA_UNROLL for (int r = 0; r < MFA_MR; r++) {
+        float *weights = s->weights + r * MFA_MAX_KEY_BLOCK + first;
+        vf maximum = v_load(maxima + r * MFA_LANES);
+        MFA_UNROLL for (int j = 0; j < MFA_NV; j++) {
+            vf score = acc[r][j];
+            if (s->bias)
+                score = v_add(score, v_load(s->bias[r] + first + j * MFA_LANES));
+            if (s->clipped)
+                score = v_clip(score, first + j * MFA_LANES, s->visible[r]);
+            maximum = v_max(score, maximum);
+            v_store(weights + j * MFA_LANES, score);
+        }
+        v_store(maxima + r * MFA_LANES, maximum);
+    }
+}
+
+MFA_INLINE float largest_lane(const float *lanes)
+{
+    float best = lanes[0];
+    for (int i = 1; i < MFA_LANES; i++)
+        best = lanes[i] > best ? lanes[i] : best;
+    return best;
+}
+
+/* Scores to weights; the row's sum and maximum brought up to date; what to scale old output by. */
+MFA_INLINE float soften_row(const mfa_strip *s, int row, const float *maxima)
+{
+    float *weights = s->weights + row * MFA_MAX_KEY_BLOCK;
+    float *sum = s->state->sum + row * MFA_LANES;
+    float before = s->state->maximum[row];
+    float largest = largest_lane(maxima + row * MFA_LANES);
+    float maximum = largest > before ? largest : before;
+    /* A row without keys so far: measure from 0, so that -inf - -inf does not arise. */
+    float origin = maximum == -INFINITY ? 0.0f : maximum;
+    float lanes[MFA_LANES];
+    v_store(lanes, exp2_vector(v_set1(before - origin)));
+    vf total = v_mul(v_load(sum), v_set1(lanes[0]));
+    const vf base = v_set1(origin);
+    for (unsigned i = 0; i < s->tiles * MFA_NR; i += MFA_LANES) {
+        vf weight = exp2_vector(v_sub(v_load(weights + i), base));
+        v_store(weights + i, weight);
+        total = v_add(total, weight);
+    }
+    v_store(sum, total);
+    s->state->maximum[row] = maximum;
+    return lanes[0];
+}
+
+/* One panel of the output: old output scaled, plus weights times values. */
+MFA_INLINE void weigh_panel(const mfa_strip *s, const float *values, float *output,
+                            const float *scale, const int vectors)
+{
+    const unsigned keys = s->tiles * MFA_NR;
+    const int width = vectors * MFA_LANES;
+    vf acc[MFA_MR][MFA_NV];
+    MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
+        MFA_UNROLL for (int j = 0; j < MFA_NV; j++)
+            if (j < vectors)
+                acc[r][j] = v_mul(v_load(output + r * width + j * MFA_LANES), v_set1(scale[r]));
+    const float *weights = s->weights;
+    for (unsigned key = 0; key < keys; key++) {
+        vf b[MFA_NV];
+        MFA_UNROLL for (int j = 0; j < MFA_NV; j++)
+            if (j < vectors)
+                b[j] = v_load(values + j * MFA_LANES);
+        MFA_UNROLL for (int r = 0; r < MFA_MR; r++) {
+            vf a = v_set1(weights[r * MFA_MAX_KEY_BLOCK + key]);
+            MFA_UNROLL for (int j = 0; j < MFA_NV; j++)
+                if (j < vectors)
+                    acc[r][j] = v_fma(a, b[j], acc[r][j]);
+        }
+        values += width;
+    }
+    MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
+        MFA_UNROLL for (int j = 0; j < MFA_NV; j++)
+            if (j < vectors)
+                v_store(output + r * width + j * MFA_LANES, acc[r][j]);
+}
+
+static void attend(const mfa_strip *s)
+{
+    float maxima[MFA_MR * MFA_LANES], scale[MFA_MR];
+    for (int i = 0; i < MFA_MR * MFA_LANES; i++)
+        maxima[i] = -INFINITY;
+    for (unsigned tile = 0; tile < s->tiles; tile++)
+        score_tile(s, tile, maxima);
+    for (int row = 0; row < MFA_MR; row++)
+        scale[row] = soften_row(s, row, maxima);
+
+    const unsigned padded = mfa_padded_dim(s->value_dim, MFA_LANES);
+    const float *panel = s->values;
+    float *output = s->output;
+    unsigned column = 0;
+    for (; column + MFA_NR <= padded; column += MFA_NR) {
+        weigh_panel(s, panel + s->first * MFA_NR, output, scale, MFA_NV);
+        panel += s->panel_stride;
+        output += MFA_MR * MFA_NR;
+    }
+    const float *values = panel + s->first * (padded - column);
+    switch ((padded - column) / MFA_LANES) { /* the last, narrower panel */
+#if MFA_NV > 3
+    case 3: weigh_panel(s, values, output, scale, 3); break;
+#endif
+#if MFA_NV > 2
+    case 2: weigh_panel(s, values, output, scale, 2); break;
+#endif
+    case 1: weigh_panel(s, values, output, scale, 1); break;
+    default: break;
+    }
+}
+
+/* ---- results ---- */
+
+static void gather(float *plain, const float *output, unsigned row, unsigned value_dim,
+                   float factor)
+{
+    const unsigned padded = mfa_padded_dim(value_dim, MFA_LANES);
+    for (unsigned column = 0; column < padded; column += MFA_NR) {
+        unsigned width = padded - column < MFA_NR ? padded - column : MFA_NR;
+        const float *from = output + (size_t)MFA_MR * column + (size_t)row * width;
+        for (unsigned i = 0; i < width; i += MFA_LANES)
+            v_store(plain + column + i, v_mul(v_load(from + i), v_set1(factor)));
+    }
+}
+
+static void store(unsigned char *to, const float *from, unsigned count, int precision)
+{
+    unsigned i = 0;
+    if (precision == MFA_PRECISION_FP32) {
+        memcpy(to, from, count * sizeof(float));
+        return;
+    }
+    for (; i + MFA_LANES <= count; i += MFA_LANES) {
+        if (precision == MFA_PRECISION_BF16)
+            v_store_bf16(to + 2 * i, v_load(from + i));
+        else
+            v_store_fp16(to + 2 * i, v_load(from + i));
+    }
+    for (; i < count; i++) {
+        uint16_t half =
+            precision == MFA_PRECISION_BF16 ? mfa_to_bf16(from[i]) : mfa_to_fp16(from[i]);
+        memcpy(to + 2 * i, &half, sizeof half);
+    }
+}
+
+const mfa_kernels MFA_PASTE(mfa_kernels_, MFA_ISA) = {
+    .name = MFA_ISA_NAME,
+    .usable = usable,
+    .mr = MFA_MR,
+    .nr = MFA_NR,
+    .lanes = MFA_LANES,
+    .pack_columns = pack_columns,
+    .pack_panels = pack_panels,
+    .attend = attend,
+    .gather = gather,
+    .store = store,
+};

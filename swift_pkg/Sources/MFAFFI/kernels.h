@@ -1,0 +1,87 @@
+/*
+ * The inner loops, once per instruction set.
+ *
+ * Work is done on strips of `mr` query rows. Packed operands, all FP32 and 64-byte aligned:
+ *   queries  per strip [head_dim][mr], multiplied by scale * log2(e)
+ *   keys     per tile of `nr` keys [head_dim][nr]
+ *   values   panels of `nr` columns [padded keys][nr]; the last one may be narrower (a multiple
+ *            of `lanes`), so that small dimensions waste little
+ *   output   per strip, panels as for the values: [mr][width of the panel]
+ * Scores are in units of log2; weights are 2^(score - running maximum of the row).
+ */
+#ifndef MFA_KERNELS_H
+#define MFA_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    MFA_MAX_MR = 16,  /* rows of a strip, at most */
+    MFA_MAX_NR = 64,  /* keys of a tile, at most */
+    MFA_MAX_LANES = 16,
+    MFA_MAX_KEY_BLOCK = 256, /* keys of a block; also the row length of a strip of weights */
+};
+
+/* Running state of a strip. */
+typedef struct {
+    float maximum[MFA_MAX_MR];
+    float sum[MFA_MAX_MR * MFA_MAX_LANES]; /* per row, `lanes` partial sums */
+} mfa_strip_state;
+
+/* One strip against one block of keys. */
+typedef struct {
+    const float *queries, *keys;
+    const float *values; /* of the unit's key 0; the block starts at key `first` */
+    size_t first;
+    float *weights; /* scratch [mr][MFA_MAX_KEY_BLOCK] */
+    float *output;
+    mfa_strip_state *state;
+    size_t panel_stride; /* floats between value panels of full width */
+    unsigned head_dim, value_dim;
+    unsigned tiles;            /* key tiles to visit */
+    bool clipped;              /* some row sees less than tiles * nr keys */
+    const uint32_t *visible;   /* [mr] keys of the block that each row sees; used when clipped */
+    const float *const *bias;  /* [mr] rows of tiles * nr biases, or null for none */
+} mfa_strip;
+
+/* Where vectors come from: `stride` elements between the vector's own elements. */
+typedef struct {
+    const unsigned char *const *rows;
+    unsigned count; /* rows given; the tile's remainder is zero-filled */
+    unsigned length;
+    int64_t stride;
+    int precision;
+} mfa_source;
+
+typedef struct {
+    const char *name;
+    bool (*usable)(void);
+    unsigned mr, nr, lanes;
+    /* tile[d * width + r] = factor * row r's element d, for r < width */
+    void (*pack_columns)(float *tile, unsigned width, const mfa_source *from, float factor);
+    /* rows into value panels, from key `first` on; `count` below `rows_total` leaves zeros */
+    void (*pack_panels)(float *panels, size_t panel_stride, size_t first, unsigned rows_total,
+                        const mfa_source *from);
+    void (*attend)(const mfa_strip *strip);
+    /* output row `row` of a strip times `factor`, as value_dim floats in a plain row */
+    void (*gather)(float *plain, const float *output, unsigned row, unsigned value_dim,
+                   float factor);
+    /* rounds `count` floats to the precision, contiguous */
+    void (*store)(unsigned char *to, const float *from, unsigned count, int precision);
+} mfa_kernels;
+
+extern const mfa_kernels mfa_kernels_generic;
+#if defined(__x86_64__)
+extern const mfa_kernels mfa_kernels_avx2, mfa_kernels_avx512;
+#elif defined(__aarch64__)
+extern const mfa_kernels mfa_kernels_neon;
+#endif
+
+/* Floats of one key's share of the value panels, and of one strip row's output. */
+static inline unsigned mfa_padded_dim(unsigned value_dim, unsigned lanes)
+{
+    return (value_dim + lanes - 1) / lanes * lanes;
+}
+
+#endif

@@ -1,0 +1,195 @@
+#include "threads.h"
+
+#include "cpu.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <string.h>
+
+typedef struct job {
+    struct job *next;
+    mfa_job_function function;
+    void *argument;
+    unsigned most, active;
+    bool taken[MFA_MAX_THREADS]; /* helper indices in use */
+    pthread_cond_t left;         /* a helper has returned */
+} job;
+
+static struct {
+    pthread_mutex_t mutex;
+    pthread_cond_t work; /* for helpers: a job or a slot has come free */
+    pthread_cond_t slot; /* for callers: a slot has come free */
+    job *jobs;
+    unsigned budget, busy, helpers;
+    bool stopping;
+    pthread_t thread[MFA_MAX_THREADS];
+} pool = {.mutex = PTHREAD_MUTEX_INITIALIZER,
+          .work = PTHREAD_COND_INITIALIZER,
+          .slot = PTHREAD_COND_INITIALIZER};
+
+static atomic_uint callers_waiting;
+
+bool mfa_pool_contended(void)
+{
+    return atomic_load_explicit(&callers_waiting, memory_order_relaxed) != 0;
+}
+
+static job *joinable_job(void)
+{
+    if (pool.busy >= pool.budget || mfa_pool_contended())
+        return NULL;
+    for (job *j = pool.jobs; j; j = j->next)
+        if (j->active < j->most)
+            return j;
+    return NULL;
+}
+
+static unsigned take_index(job *j)
+{
+    unsigned index = 1;
+    while (j->taken[index])
+        index++;
+    j->taken[index] = true;
+    return index;
+}
+
+static void release_slot(void)
+{
+    pool.busy--;
+    pthread_cond_signal(&pool.slot);
+}
+
+static void *helper_main(void *unused)
+{
+    (void)unused;
+    pthread_mutex_lock(&pool.mutex);
+    while (!pool.stopping) {
+        job *j = joinable_job();
+        if (!j) {
+            pthread_cond_wait(&pool.work, &pool.mutex);
+            continue;
+        }
+        unsigned index = take_index(j);
+        j->active++;
+        pool.busy++;
+        pthread_mutex_unlock(&pool.mutex);
+        j->function(j->argument, index);
+        pthread_mutex_lock(&pool.mutex);
+        j->taken[index] = false;
+        j->active--;
+        release_slot();
+        pthread_cond_signal(&j->left);
+    }
+    pthread_mutex_unlock(&pool.mutex);
+    return NULL;
+}
+
+/* ---- fork and exit ---- */
+
+static void before_fork(void)
+{
+    pthread_mutex_lock(&pool.mutex);
+}
+
+static void after_fork_parent(void)
+{
+    pthread_mutex_unlock(&pool.mutex);
+}
+
+static void after_fork_child(void) /* only the forking thread exists here */
+{
+    pthread_mutex_init(&pool.mutex, NULL);
+    pthread_cond_init(&pool.work, NULL);
+    pthread_cond_init(&pool.slot, NULL);
+    pool.jobs = NULL;
+    pool.busy = pool.helpers = 0;
+    atomic_store(&callers_waiting, 0);
+}
+
+static void watch_forks(void)
+{
+    pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+}
+
+/* At exit and before the library is unloaded: no thread may run code that goes away. */
+__attribute__((destructor)) static void stop_helpers(void)
+{
+    pthread_mutex_lock(&pool.mutex);
+    unsigned count = pool.helpers;
+    pool.stopping = true;
+    pool.helpers = 0;
+    pthread_cond_broadcast(&pool.work);
+    pthread_mutex_unlock(&pool.mutex);
+    for (unsigned i = 0; i < count; i++)
+        pthread_join(pool.thread[i], NULL);
+}
+
+/* ---- calls ---- */
+
+static void start_helpers(unsigned wanted)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the host's own threads */
+    while (pool.helpers < wanted && !pool.stopping) {
+        if (pthread_create(&pool.thread[pool.helpers], NULL, helper_main, NULL) != 0)
+            break; /* fewer threads, the same result */
+        pool.helpers++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+static void enter(job *j, unsigned budget)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, watch_forks);
+    pthread_mutex_lock(&pool.mutex);
+    pool.budget = budget;
+    while (pool.busy >= pool.budget) {
+        atomic_fetch_add(&callers_waiting, 1);
+        pthread_cond_wait(&pool.slot, &pool.mutex);
+        atomic_fetch_sub(&callers_waiting, 1);
+    }
+    pool.busy++;
+    j->active = 1;
+    j->next = pool.jobs;
+    pool.jobs = j;
+    if (pool.helpers + 1 < j->most)
+        start_helpers(j->most - 1);
+    if (j->most > 1)
+        pthread_cond_broadcast(&pool.work);
+    pthread_mutex_unlock(&pool.mutex);
+}
+
+static void leave(job *j)
+{
+    pthread_mutex_lock(&pool.mutex);
+    job **link = &pool.jobs;
+    while (*link != j)
+        link = &(*link)->next;
+    *link = j->next;
+    while (j->active > 1)
+        pthread_cond_wait(&j->left, &pool.mutex);
+    release_slot();
+    if (pool.jobs)
+        pthread_cond_broadcast(&pool.work);
+    pthread_mutex_unlock(&pool.mutex);
+}
+
+void mfa_pool_run(mfa_job_function function, void *argument, unsigned most, unsigned budget)
+{
+    job j;
+    memset(&j, 0, sizeof j);
+    j.function = function;
+    j.argument = argument;
+    j.most = most < budget ? most : budget;
+    if (j.most > MFA_MAX_THREADS)
+        j.most = MFA_MAX_THREADS;
+    pthread_cond_init(&j.left, NULL);
+    enter(&j, budget < 1 ? 1 : budget);
+    function(argument, 0);
+    leave(&j);
+    pthread_cond_destroy(&j.left);
+}

@@ -1,0 +1,25 @@
+/*
+ * The process's pool of helper threads.
+ *
+ * Threads start on first need and then sleep on a condition variable. All calls share one budget:
+ * a call takes its first slot (waiting for it if need be), then whatever is free. Helpers of a
+ * long call go over to a call that waits. After fork the child starts with no threads.
+ */
+#ifndef MFA_THREADS_H
+#define MFA_THREADS_H
+
+#include <stdbool.h>
+
+/* `index` is unique among the threads inside one job at a time, and below `most`; 0: the caller. */
+typedef void (*mfa_job_function)(void *argument, unsigned index);
+
+/*
+ * Runs the function in the caller and, as they become free, in up to `most - 1` helpers; returns
+ * when all have returned. `budget`: threads that all calls together may use.
+ */
+void mfa_pool_run(mfa_job_function function, void *argument, unsigned most, unsigned budget);
+
+/* Whether a helper should return from its function early, because another call waits. */
+bool mfa_pool_contended(void);
+
+#endif
