@@ -50,7 +50,7 @@ swift-test: setup
 	@$(BIN)/python -m build_tools swift-test
 
 pytest: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
 
 clean: ## Remove everything that is built
 	rm -rf $(VENV) build dist swift_pkg/.build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -108,6 +108,8 @@ def run(
             raise
         finally:
             timer.cancel()
+            if child.stdout is not None:
+                child.stdout.close()
     if status != 0:
         cause = f"ran longer than {timeout:g} s" if expired.is_set() else f"exit status {status}"
         msg = f"`{shown}` failed ({cause}). Its last lines:\n{''.join(tail)}Full log: {log}"

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 import qwen_mfa
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +29,14 @@ def fresh_dispatch() -> None:
     from qwen_mfa import dispatch
 
     dispatch.reset()
+
+
+@pytest.fixture
+def in_tree() -> Iterator[None]:
+    """Build in this very tree, as a user does, while no other test worker does."""
+    (ROOT / "build").mkdir(exist_ok=True)
+    with FileLock(ROOT / "build" / "tests.lock"):
+        yield
 
 
 @pytest.fixture(scope="session")

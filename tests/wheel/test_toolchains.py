@@ -17,8 +17,6 @@ from build_tools.errors import ToolError
 if TYPE_CHECKING:
     from pathlib import Path
 
-in_tree = pytest.mark.xdist_group("in-tree build")
-
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory, root: Path) -> CleanEnvironment:
@@ -30,7 +28,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory, root: Path) -> CleanEnvironm
     return made
 
 
-@in_tree
+@pytest.mark.usefixtures("in_tree")
 @pytest.mark.slow
 @pytest.mark.parametrize("toolchain", ["none", "cc", "auto"])
 def test_clean_installation(
@@ -76,7 +74,8 @@ def test_a_compiler_error_shows_the_compiler_s_words(
     package = tmp_path / "swift_pkg"
     sources = package / "Sources" / "MFAFFI"
     (sources / "include").mkdir(parents=True)
-    (package / "Package.swift").write_text("// nothing", encoding="utf-8")
+    for name in ("Package.swift", portable.EXPORTS):
+        (package / name).write_text("", encoding="utf-8")
     (sources / "broken.c").write_text("int f(void) { return undeclared_thing; }", encoding="utf-8")
     monkeypatch.setattr(portable, "ROOT", tmp_path)
     monkeypatch.setattr(portable, "PACKAGE", package)
@@ -87,7 +86,7 @@ def test_a_compiler_error_shows_the_compiler_s_words(
     assert [name.endswith(".log") for name in left] == [True]
 
 
-@in_tree
+@pytest.mark.usefixtures("in_tree")
 def test_the_second_build_comes_from_the_cache(root: Path) -> None:
     first = portable.build(toolchain="cc")
     assert first is not None

@@ -147,16 +147,12 @@ def test_auditwheel_agrees_with_the_tag(wheel: Path) -> None:
     assert f'"{tag}"' in " ".join(done.stdout.split())
 
 
-# They build in this very tree, as a user does, so one at a time.
-in_tree = pytest.mark.xdist_group("in-tree build")
-
-
 def unpacked(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-@in_tree
+@pytest.mark.usefixtures("in_tree")
 @pytest.mark.slow
 @pytest.mark.parametrize("door", ["pip wheel", "build from sdist", "pip install"])
 def test_every_front_door_gives_the_same_wheel(
