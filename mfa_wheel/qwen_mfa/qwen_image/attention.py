@@ -14,6 +14,8 @@ from qwen_mfa.attention import scaled_dot_product_attention
 from qwen_mfa.qwen_image.rope import rotate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qwen_mfa.qwen_image.rope import RopeTables
 
 EPSILON = 1e-6
@@ -50,7 +52,7 @@ class JointAttention(nn.Module):
     """Joint attention over ``[text, image]`` with RMSNorm on q and k of every head, and RoPE."""
 
     def __init__(self, *, dim: int = 3072, heads: int = 24, head_dim: int = 128) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # mlx.nn is typed in part
         inner = heads * head_dim
         self.heads = heads
         self.head_dim = head_dim
@@ -67,7 +69,7 @@ class JointAttention(nn.Module):
         self.to_out = [nn.Linear(inner, dim)]
         self.to_add_out = nn.Linear(inner, dim)
         # The switch to the reference: any function with the signature of mx.fast's.
-        self.attend = scaled_dot_product_attention
+        self.attend: Callable[..., mx.array] = scaled_dot_product_attention
 
     def __call__(
         self,

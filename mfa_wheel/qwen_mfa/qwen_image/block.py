@@ -20,19 +20,20 @@ class GeluProjection(nn.Module):
     """A linear layer with tanh-approximated GELU; the first half of the feed-forward network."""
 
     def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # mlx.nn is typed in part
         self.proj = nn.Linear(dim, hidden)
 
     def __call__(self, x: mx.array) -> mx.array:
         """Project ``[..., dim]`` to ``[..., hidden]``."""
-        return nn.gelu_approx(self.proj(x))
+        result: mx.array = nn.gelu_approx(self.proj(x))
+        return result
 
 
 class FeedForward(nn.Module):
     """Two linear layers with a GELU; ``net.1`` is the place of the published model's dropout."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # mlx.nn is typed in part
         self.net = [GeluProjection(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)]
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -46,7 +47,7 @@ class TransformerBlock(nn.Module):
     """Modulated joint attention, then a feed-forward network for each stream."""
 
     def __init__(self, *, dim: int = 3072, heads: int = 24, head_dim: int = 128) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # mlx.nn is typed in part
         self.img_mod = [nn.SiLU(), nn.Linear(dim, 6 * dim)]
         self.txt_mod = [nn.SiLU(), nn.Linear(dim, 6 * dim)]
         self.attn = JointAttention(dim=dim, heads=heads, head_dim=head_dim)
