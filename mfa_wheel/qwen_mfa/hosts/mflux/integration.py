@@ -1,43 +1,20 @@
-"""mflux with our attention: switched on and off without touching mflux's code.
-
-mflux's modules bind MLX's function by name, so that replacing it in ``mx.fast`` would not reach
-them. `enable` rebinds the name in the modules of the models asked for, and only there; modules
-that are not imported yet follow when they are. `disable` gives every attribute back.
-
-    from qwen_mfa.hosts import mflux
-
-    with mflux.enabled():
-        image = model.generate_image(...)
-"""
+"""Switching the integration on and off: one lock, one state, all or nothing."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import logging
 import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import mlx.core as mx
-
-from qwen_mfa.attention import scaled_dot_product_attention
 from qwen_mfa.errors import HostError
 from qwen_mfa.hosts import seams
 from qwen_mfa.hosts.imports import Hook
-from qwen_mfa.hosts.mflux_mask import remembering
-from qwen_mfa.hosts.mflux_modules import (
-    MODULES,
-    QWEN21_ATTENTION,
-    QWEN21_TRANSFORMER,
-    QWEN_ATTENTION,
-    SUPPORTED,
-    SUPPORTED_TEXT,
-)
-from qwen_mfa.hosts.mflux_steps import POLICIES, Step
+from qwen_mfa.hosts.mflux import guard
+from qwen_mfa.hosts.mflux.modules import MODULES
+from qwen_mfa.hosts.mflux.steps import POLICIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -45,8 +22,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("qwen_mfa")
 
-NAME = "scaled_dot_product_attention"
-KEYWORDS = {"scale", "mask", "sinks", "force_fused", "stream"}
 DEFAULT_MODELS = ("qwen", "qwen21")
 
 
@@ -141,11 +116,11 @@ def enable(
     """Make mflux use `qwen_mfa.scaled_dot_product_attention`; a second time, change nothing.
 
     Args:
-        models: ``"all"``, or names of `mflux_modules.MODULES`. ``"qwen"`` is Qwen-Image and
+        models: ``"all"``, or names of `qwen_mfa.hosts.mflux.MODULES`. ``"qwen"`` is Qwen-Image and
             Qwen-Image Edit.
         qwen21_steps: How Qwen-Image 2.1 runs a step: ``"graph"`` as mflux compiles it, with MLX's
             attention; ``"eager"`` with the kernel; ``"auto"`` eagerly only where that was measured
-            to be never slower (see `qwen_mfa.hosts.mflux_steps`).
+            to be never slower (see `qwen_mfa.hosts.mflux.steps`).
 
     Returns:
         What is in place now.
@@ -159,9 +134,9 @@ def enable(
     """
     global _integration  # noqa: PLW0603 - one host, one integration
     options = (_chosen(models), _policy(qwen21_steps))
-    version = _supported_version()
-    all_seams = _existing(_seams(*options), optional=models == "all")
-    _check_mlx()
+    version = guard.supported_version()
+    all_seams = guard.fitting(guard.seams_of(*options), skip_missing=models == "all")
+    guard.check_mlx()
     with _lock:
         if _integration is not None:
             if _integration.options != options:
@@ -267,119 +242,3 @@ def _policy(qwen21_steps: str) -> str:
         msg = f"qwen21_steps must be one of {', '.join(POLICIES)}, not {qwen21_steps!r}"
         raise ValueError(msg)
     return qwen21_steps
-
-
-def _supported_version() -> str:
-    try:
-        version = importlib.metadata.version("mflux")
-    except importlib.metadata.PackageNotFoundError:
-        msg = f"mflux is not installed for {sys.executable}: pip install 'mflux>=0.24,<0.25'"
-        raise HostError(msg) from None
-    try:
-        major, minor = (int(part) for part in version.split(".")[:2])
-    except ValueError:
-        major, minor = -1, -1
-    if not SUPPORTED[0] <= (major, minor) < SUPPORTED[1]:
-        msg = (
-            f"mflux {version} was not tested with this qwen-mfa (supported: {SUPPORTED_TEXT}): "
-            "install a supported version, or a qwen-mfa that knows this one"
-        )
-        raise HostError(msg)
-    return version
-
-
-def _check_mlx() -> None:
-    if _is_mlx(mx.fast.scaled_dot_product_attention) is not None:
-        msg = (
-            "another tool has replaced mlx.core.fast.scaled_dot_product_attention: undo that "
-            "first, so that the two cannot get into each other's way. Nothing was changed."
-        )
-        raise HostError(msg)
-
-
-def _is_mlx(value: Any) -> str | None:
-    # A compiled function of MLX's; whatever wraps it is a Python object.
-    if type(value).__name__ == "nb_func" and getattr(value, "__module__", "") == "mlx.core.fast":
-        return None
-    if value is seams.ABSENT:
-        return f"it has no {NAME}"
-    return f"{NAME} is not MLX's function but {value!r}: another tool has replaced it"
-
-
-def _seams(models: tuple[str, ...], qwen21_steps: str) -> list[seams.Seam]:
-    found = [
-        seams.Seam(
-            module=module,
-            attribute=NAME,
-            check_source=seams.imports_by_name("mlx.core.fast", NAME, keywords=KEYWORDS),
-            check_value=_is_mlx,
-            replacement=lambda _: scaled_dot_product_attention,
-        )
-        for model in models
-        for module in MODULES[model]
-    ]
-    if QWEN_ATTENTION in {seam.module for seam in found}:
-        found.append(_mask_seam())
-    if QWEN21_ATTENTION in {seam.module for seam in found} and qwen21_steps != "graph":
-        found += [
-            _step_seam("_image_step_fn", "_image_forward", qwen21_steps),
-            _step_seam("_step_fn", "_forward", qwen21_steps),
-        ]
-    return found
-
-
-def _mask_seam() -> seams.Seam:
-    def check(value: Any) -> str | None:
-        return None if isinstance(value, staticmethod) else f"it is not a static method: {value!r}"
-
-    arguments = ("mask", "joint_seq_len", "txt_seq_len")
-    return seams.Seam(
-        module=QWEN_ATTENTION,
-        attribute="QwenAttention._convert_mask_for_qwen",
-        check_source=seams.has_method("QwenAttention", "_convert_mask_for_qwen", arguments),
-        check_value=check,
-        replacement=remembering,
-    )
-
-
-def _step_seam(slot: str, method: str, policy: str) -> seams.Seam:
-    def check(value: Any) -> str | None:
-        return None if value is seams.ABSENT else f"the class has a {slot} of its own: {value!r}"
-
-    call = ("self", "t", "config", "hidden_states", "encoder_hidden_states")
-    return seams.Seam(
-        module=QWEN21_TRANSFORMER,
-        attribute=f"Qwen21Transformer.{slot}",
-        check_source=seams.has_method(
-            "Qwen21Transformer",
-            "__call__",
-            (*call, "encoder_hidden_states_mask"),
-            body=f"self.{slot} = mx.compile(self.{method})",
-        ),
-        check_value=check,
-        replacement=lambda _: Step(slot, method, policy),
-    )
-
-
-def _existing(found: list[seams.Seam], *, optional: bool) -> list[seams.Seam]:
-    """Hold every seam against mflux's source, before any of it is imported."""
-    try:
-        spec = importlib.util.find_spec("mflux")  # a top-level name: nothing is imported
-    except ValueError:  # sys.modules holds a module without a spec
-        spec = None
-    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or []]
-    kept = []
-    for seam in found:
-        inner = Path(*seam.module.split(".")[1:]).with_suffix(".py")
-        file = next((folder / inner for folder in folders if (folder / inner).is_file()), None)
-        if file is None and optional:
-            continue  # a model that this version of mflux does not have yet
-        reason = "there is no such module" if file is None else seams.check_source(seam, file)
-        if reason:
-            msg = (
-                f"mflux is not as expected at {seam}: {reason}. Nothing was changed; mflux goes on "
-                "with MLX's attention. Please report this with mflux's version."
-            )
-            raise HostError(msg)
-        kept.append(seam)
-    return kept
