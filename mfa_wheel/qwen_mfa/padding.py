@@ -17,11 +17,14 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import mlx.core as mx
+
+from qwen_mfa.arrays import working_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +102,8 @@ def visible_parts(problem: Problem, mask: object) -> tuple[Part, ...] | None:
 
 def attend(parts: tuple[Part, ...], call: Call, attention: Callable[[Call], mx.array]) -> mx.array:
     """Compute ``call`` without its mask, by ``attention`` over the visible keys of each part."""
-    with mx.stream(call.stream or mx.default_stream(mx.default_device())):
+    stream = call.stream or working_stream()
+    with mx.stream(stream) if stream else nullcontext():
         results = [attention(_shortened(call, part)) for part in parts]
         return results[0] if len(results) == 1 else mx.concatenate(results, axis=0)
 
