@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup demo wheel test lint format types swift-test pytest install clean
+.PHONY: help setup demo wheel test lint format types swift-test pytest install mflux clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,8 +49,24 @@ format: setup ## Format the code
 swift-test: setup
 	@$(BIN)/python -m build_tools swift-test
 
-pytest: install
+# Real mflux, newest and oldest supported, in an environment of its own (Python 3.11 or later).
+MFLUX := .venv-mflux
+MFLUX_NEWEST := 0.24.0
+MFLUX_OLDEST := 0.23.0
+
+$(MFLUX)/.complete: requirements/mflux.in requirements/mflux-constraints.txt
+	@echo "Setting up $(MFLUX) ..."
+	@$(PYTHON) -m venv --clear $(MFLUX)
+	@$(MFLUX)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/mflux-constraints.txt -r requirements/mflux.in
+	@$(MFLUX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-warn-conflicts mflux==$(MFLUX_NEWEST)
+	@$(MFLUX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(MFLUX)/oldest mflux==$(MFLUX_OLDEST)
+	@touch $@
+
+mflux: install $(MFLUX)/.complete ## Install the wheel and real mflux into .venv-mflux
+	@$(MFLUX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
+
+pytest: install mflux
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
 
 clean: ## Remove everything that is built
-	rm -rf $(VENV) build dist swift_pkg/.build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(MFLUX) build dist swift_pkg/.build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qwen_mfa.errors import LibraryError, NativeError, QwenMfaError
+from qwen_mfa.errors import (
+    HostError,
+    LibraryError,
+    NativeError,
+    QwenMfaError,
+    RunError,
+    WeightsError,
+)
 
 if TYPE_CHECKING:
     from qwen_mfa.attention import scaled_dot_product_attention
@@ -15,9 +22,12 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "HostError",
     "LibraryError",
     "NativeError",
     "QwenMfaError",
+    "RunError",
+    "WeightsError",
     "__version__",
     "scaled_dot_product_attention",
 ]

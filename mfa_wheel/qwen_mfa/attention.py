@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 
-from qwen_mfa import dispatch
+from qwen_mfa import dispatch, events, padding
 from qwen_mfa.arrays import working_stream
 from qwen_mfa.kernels import Call
 from qwen_mfa.kernels import mlx as reference
 from qwen_mfa.problem import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from qwen_mfa.kernels import Kernel
     from qwen_mfa.problem import Problem
 
 
@@ -55,7 +56,8 @@ def scaled_dot_product_attention(
 
     The native kernels compute eagerly: the inputs are evaluated first. Where that is not possible
     (while ``mx.compile`` or ``mx.vmap`` traces, or for lazy inputs of another thread's stream) the
-    result is MLX's own operation in the caller's graph. Under ``mx.grad``, ``mx.vjp`` and
+    result is MLX's own operation in the caller's graph. Masks that only hide padded keys are
+    replaced by shorter K and V (see `qwen_mfa.padding`). Under ``mx.grad``, ``mx.vjp`` and
     ``mx.jvp`` the derivatives are MLX's. One difference: a row whose keys are all hidden by
     ``-inf`` in an additive mask is zeros here where MLX gives NaN.
 
@@ -65,13 +67,60 @@ def scaled_dot_product_attention(
     call = Call(
         q=q, k=k, v=v, scale=scale, mask=mask, sinks=sinks, force_fused=force_fused, stream=stream
     )
-    problem = describe(q, k, v, mask, sinks)
-    if problem is None or not isinstance(scale, (int, float)) or force_fused:
-        return reference.run(problem, call)
-    kernel = dispatch.choose(problem).kernel
-    if kernel is reference or not _on_cpu(stream) or not _evaluate(call):
-        return reference.run(problem, call)
-    return _differentiable(kernel, problem, call)
+    return _attend(call)
+
+
+def _attend(call: Call) -> mx.array:
+    problem = describe(call.q, call.k, call.v, call.mask, call.sinks)
+    if problem is None or not isinstance(call.scale, (int, float)) or call.force_fused:
+        return _by_mlx(problem, call, "MLX judges this call")
+    parts = padding.visible_parts(problem, call.mask)
+    if parts is not None:
+        return _without_padding(parts, problem, call)
+    choice = dispatch.choose(problem)
+    if choice.kernel is reference:
+        return _by_mlx(problem, call, choice.reason)
+    if not _on_cpu(call.stream):
+        return _by_mlx(problem, call, "the caller's stream is not the CPU's")
+    if not _evaluate(call):
+        return _by_mlx(problem, call, "inside mx.compile or mx.vmap, or a lazy foreign input")
+    return _differentiable(problem, call, partial(_run, choice, problem))
+
+
+def _by_mlx(problem: Problem | None, call: Call, reason: str) -> mx.array:
+    if events.wanted():
+        events.emit(events.Event(problem=problem, kernel=reference.name, reason=reason))
+    return reference.run(problem, call)
+
+
+def _run(choice: dispatch.Choice, problem: Problem, call: Call) -> mx.array:
+    if not events.wanted():
+        return dispatch.run(choice.kernel, problem, call)
+    start = time.perf_counter()
+    result = dispatch.run(choice.kernel, problem, call)
+    seconds = time.perf_counter() - start
+    # A kernel that failed was replaced by MLX and is quarantined: no longer the choice.
+    now = dispatch.choose(problem)
+    failed = now.kernel is not choice.kernel
+    events.emit(
+        events.Event(
+            problem=problem,
+            kernel=reference.name if failed else choice.kernel.name,
+            reason=(now if failed else choice).reason,
+            seconds=None if failed else seconds,
+        )
+    )
+    return result
+
+
+def _without_padding(parts: tuple[padding.Part, ...], problem: Problem, call: Call) -> mx.array:
+    if events.wanted():
+        reason = "the mask only hides padded keys"
+        events.emit(events.Event(problem=problem, kernel=None, reason=reason))
+    if problem.mask == "bool":
+        return padding.attend(parts, call, _attend)
+    # An additive mask may be a variable itself: its gradient needs the masked computation.
+    return _differentiable(problem, call, lambda call: padding.attend(parts, call, _attend))
 
 
 def _on_cpu(stream: mx.Stream | mx.Device | None) -> bool:
@@ -95,8 +144,8 @@ def _evaluate(call: Call) -> bool:
     return True
 
 
-def _differentiable(kernel: Kernel, problem: Problem, call: Call) -> mx.array:
-    """Run ``kernel`` as a custom function, so that gradients are MLX's.
+def _differentiable(problem: Problem, call: Call, compute: Callable[[Call], mx.array]) -> mx.array:
+    """Run ``compute`` as a custom function, so that gradients are MLX's.
 
     An array made from raw memory is a constant to ``mx.grad``: without this, gradients come out
     as zeros, silently.
@@ -113,7 +162,7 @@ def _differentiable(kernel: Kernel, problem: Problem, call: Call) -> mx.array:
         return reference.run(problem, with_arrays(arrays))
 
     def forward(*arrays: mx.array) -> mx.array:
-        return dispatch.run(kernel, problem, with_arrays(arrays))
+        return compute(with_arrays(arrays))
 
     def vjp(primals: Sequence[mx.array], cotangent: mx.array, _out: mx.array) -> list[mx.array]:
         _, grads = mx.vjp(lambda *xs: [original(*xs)], list(primals), [cotangent])

@@ -48,3 +48,15 @@ class NativeError(QwenMfaError):
         self.function = function
         self.code = code
         self.text = text
+
+
+class WeightsError(QwenMfaError):
+    """Model weights are missing, unreadable, or not those of the module that they are meant for."""
+
+
+class HostError(QwenMfaError):
+    """A host program's integration cannot be switched on or off. The host is left as it was."""
+
+
+class RunError(QwenMfaError):
+    """``qwen-mfa run`` cannot start the command, or cannot write its report."""

@@ -25,6 +25,7 @@ class Command(Protocol):
 
 COMMANDS = {
     "info": "qwen_mfa.cli.info",
+    "run": "qwen_mfa.cli.run",
     "selftest": "qwen_mfa.cli.selftest",
 }
 

@@ -1,0 +1,1 @@
+"""Integrations with programs that call MLX's attention; each explicit, reversible, guarded."""
