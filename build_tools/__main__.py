@@ -25,6 +25,7 @@ class Command(Protocol):
 
 # name -> module; only the chosen one is imported, so a missing optional tool breaks one command.
 COMMANDS = {
+    "audit": "build_tools.commands.audit",
     "demo": "build_tools.commands.demo",
     "native": "build_tools.commands.native",
     "swift-test": "build_tools.commands.swift_test",

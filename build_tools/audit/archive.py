@@ -1,4 +1,4 @@
-"""Open a wheel as a zip file that nobody vouches for: structure checked before contents are read."""
+"""Open a wheel as a zip file that nobody vouches for: first its structure, then its contents."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ class Archive:
     @property
     def files(self) -> tuple[zipfile.ZipInfo, ...]:
         """The entries that are regular files."""
-        return tuple(
-            info for info in self.entries if not info.is_dir() and not is_special(info)
-        )
+        return tuple(info for info in self.entries if not info.is_dir() and not is_special(info))
 
     def chunks(self, info: zipfile.ZipInfo) -> Iterator[bytes]:
         """Unpack one entry piece by piece; raise one of `ZIP_ERRORS` when it is corrupt."""

@@ -126,6 +126,11 @@ CODES: dict[str, tuple[str, str, str]] = {
         "METADATA breaks the core metadata specification.",
         "Correct the field in pyproject.toml.",
     ),
+    "metadata-early": (
+        "note",
+        "METADATA uses a field of a later metadata version than it states; installers ignore that.",
+        "Build with a current backend.",
+    ),
     "metadata-mismatch": (
         "error",
         "Name or version in METADATA are not those of the file name.",

@@ -24,24 +24,29 @@ if TYPE_CHECKING:
 
 LARGEST_TEXT = 16 * 1024 * 1024
 HASHES = ("sha256", "sha384", "sha512")
+RECORD = re.compile(r"[^/]+\.dist-info/RECORD")
 # A path of somebody's machine: a folder of one user, of a toolchain or of a CI workspace. What a
-# program may rightly name on any machine (/tmp, /usr, /Users/Shared) is left out.
-BUILD_PATH = re.compile(
-    rb"""(?<![\w.~/\\-])(?:
-      /(?:Users|home)/(?!Shared\b)[\w.-]+/
-    | /root/[\w.-]
-    | /(?:private/)?var/folders/[\w]
-    | /(?:private/)?tmp/(?:pip-|build|tmp\w{8})
-    | /var/run/com\.apple\.security\.cryptexd/
-    | /private/var/run/com\.apple
-    | /Applications/Xcode
-    | /Library/Developer/
-    | /github/workspace | /__w/ | /builds/[\w-]+/
-    | /opt/homebrew/Cellar/ | /usr/local/Cellar/
-    | [A-Za-z]:[\\/]+Users[\\/]+[\w.-]+[\\/]
-    | [A-Z]:[\\/]+a[\\/]+[\w.-]+[\\/]
-    )[^\x00-\x1f\x7f"'<>|]{0,160}""",
+# program may rightly name on any machine (/tmp, /usr, /Users/Shared) is left out. Each pattern
+# starts with one letter, which `re` finds fast; what stands before is looked at afterwards.
+REST = rb"""[^\x00-\x1f\x7f"'<>|]{0,160}"""
+UNIX_PATH = re.compile(
+    rb"""/(?<![\w.~/\\-]/)(?:
+      (?:Users|home)/(?!Shared\b)[\w.-]+/
+    | root/[\w.-]
+    | (?:private/)?var/folders/\w
+    | (?:private/)?tmp/(?:pip-|build|tmp\w{8})
+    | (?:private/)?var/run/com\.apple\.security\.cryptexd/
+    | Applications/Xcode
+    | Library/Developer/
+    | github/workspace | __w/ | builds/[\w-]+/
+    | opt/homebrew/Cellar/ | usr/local/Cellar/
+    )"""
+    + REST,
     re.VERBOSE,
+)
+WINDOWS_PATH = re.compile(
+    rb"""(?<=[A-Za-z]):(?<![\w.\\/]\w:)[\\/]{1,2}(?:Users[\\/]{1,2}[\w.-]+|a[\\/]{1,2}[\w.-]+)[\\/]"""
+    + REST,
 )
 MOST_PATHS = 10_000
 
@@ -85,9 +90,10 @@ def read_contents(archive: Archive) -> tuple[dict[str, Content], list[Finding]]:
     findings: list[Finding] = []
     if not archive.readable:
         return contents, findings
+    algorithms = _algorithms(archive)
     for info in archive.files:
         try:
-            content, problems = _read(archive, info)
+            content, problems = _read(archive, info, algorithms)
         except ZIP_ERRORS as error:
             if not info.flag_bits & 1:
                 findings.append(found("zip-corrupt", info.filename, f"cannot be unpacked: {error}"))
@@ -97,9 +103,23 @@ def read_contents(archive: Archive) -> tuple[dict[str, Content], list[Finding]]:
     return contents, findings
 
 
-def _read(archive: Archive, info: zipfile.ZipInfo) -> tuple[Content, list[Finding]]:
+def _algorithms(archive: Archive) -> list[str]:
+    """Return the hash algorithms that are worth computing: SHA-256, and what RECORD uses."""
+    for info in archive.files:
+        if RECORD.fullmatch(info.filename) and info.file_size <= LARGEST_TEXT:
+            try:
+                text = b"".join(archive.chunks(info))
+            except ZIP_ERRORS:
+                continue
+            return [each for each in HASHES if each == "sha256" or f",{each}=".encode() in text]
+    return ["sha256"]
+
+
+def _read(
+    archive: Archive, info: zipfile.ZipInfo, algorithms: list[str]
+) -> tuple[Content, list[Finding]]:
     name = info.filename
-    hashers = [hashlib.new(each, usedforsecurity=False) for each in HASHES]
+    hashers = [hashlib.new(each, usedforsecurity=False) for each in algorithms]
     in_metadata = ".dist-info/" in name and info.file_size <= LARGEST_TEXT
     with tempfile.TemporaryFile() as spool:
         size, head, native = 0, b"", False
@@ -114,7 +134,7 @@ def _read(archive: Archive, info: zipfile.ZipInfo) -> tuple[Content, list[Findin
                 spool.write(piece)
         digests = {
             each: base64.urlsafe_b64encode(hasher.digest()).rstrip(b"=").decode()
-            for each, hasher in zip(HASHES, hashers, strict=True)
+            for each, hasher in zip(algorithms, hashers, strict=True)
         }
         content = Content(name=name, size=size, digests=digests)
         if not size or not (native or in_metadata):
@@ -132,13 +152,15 @@ def is_native(head: bytes) -> bool:
     return elf.is_elf(head) or macho.is_macho(head) or pe.is_pe(head)
 
 
-def _with_paths(content: Content, data: Bytes) -> Content:
-    paths, count = build_paths(data)
+def _with_paths(content: Content, data: bytes) -> Content:
+    # The description after METADATA's fields is prose, in which paths are examples.
+    prose = content.name.endswith("/METADATA")
+    paths, count = build_paths(data.replace(b"\r\n", b"\n").split(b"\n\n", 1)[0] if prose else data)
     return Content(
         name=content.name,
         size=content.size,
         digests=content.digests,
-        text=bytes(data),
+        text=data,
         build_paths=paths,
         build_path_count=count,
     )
@@ -191,7 +213,8 @@ def build_paths(data: Bytes) -> tuple[tuple[str, ...], int]:
 
 
 def _matches(data: Bytes) -> Iterator[bytes]:
-    for number, match in enumerate(BUILD_PATH.finditer(data)):
-        if number >= MOST_PATHS:
-            return
-        yield match.group()
+    for pattern, drive in ((UNIX_PATH, 0), (WINDOWS_PATH, 1)):
+        for number, match in enumerate(pattern.finditer(data)):
+            if number >= MOST_PATHS:
+                break
+            yield bytes(data[match.start() - drive : match.end()])

@@ -100,26 +100,30 @@ def _dependency(
             return
         if site.holds(place):
             return
-    places = [place for path in facts.rpaths if (place := resolve(path, origin, ORIGIN)) is not None]
-    inside = [posixpath.join(place, library) for place in places if not climbs_out(place)]
-    if any(site.holds(posixpath.normpath(each)) for each in inside) or ALWAYS.fullmatch(library):
+    places = [resolve(path, origin, ORIGIN) for path in facts.rpaths]
+    inside = [posixpath.normpath(f"{each}/{library}") for each in places if each is not None]
+    inside = [each for each in inside if not climbs_out(each)]
+    if any(site.holds(each) for each in inside) or ALWAYS.fullmatch(library):
         return
     if site.elsewhere(library):
         yield found("needs-environment", name, f"depends on {library}, which no rpath reaches")
         return
+    code = _missing(library, facts, linux, others=site.requires_others and bool(inside))
+    if code:
+        yield found(code, name, f"depends on {library}")
+
+
+def _missing(library: str, facts: Elf, linux: list[Promise], *, others: bool) -> str:
+    """Return the code for a library that is not in the wheel, "" when the system has it."""
     promised = [each for each in linux if each.system != "linux"]
     policies = [linux_policy(each.system, each.architecture, each.version) for each in promised]
+    if not promised:
+        # A plain linux tag promises nothing; what manylinux lists is safe to expect.
+        policies = [linux_policy("glibc", facts.machine, None)]
     known = [policy for policy in policies if policy is not None]
-    if known and all(library in policy.whitelist for policy in known):
-        return
-    if site.requires_others and inside:
-        yield found("dependency-elsewhere", name, f"depends on {library}")
-    elif known:
-        yield found("dependency-missing", name, f"depends on {library}")
-    elif not linux or linux[0].system == "linux":
-        widest = linux_policy("glibc", facts.machine, None)
-        if widest is not None and library not in widest.whitelist:
-            yield found("dependency-elsewhere", name, f"depends on {library}")
+    if not known or all(library in policy.whitelist for policy in known):
+        return ""
+    return "dependency-missing" if promised and not others else "dependency-elsewhere"
 
 
 def _hardening(name: str, facts: Elf) -> Iterator[Finding]:

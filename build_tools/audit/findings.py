@@ -50,7 +50,11 @@ def found(code: str, file: str, what: str) -> Finding:
     """Return a finding with the severity and the mend that its code has by default."""
     severity, _, mend = CODES[code]
     return Finding(
-        code=code, severity=Severity(severity), file=printable(file), what=printable(what), mend=mend
+        code=code,
+        severity=Severity(severity),
+        file=printable(file),
+        what=printable(what),
+        mend=mend,
     )
 
 

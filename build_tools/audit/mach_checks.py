@@ -46,10 +46,14 @@ def _architectures(name: str, parts: list[Part], wanted: list[Promise]) -> Itera
     for part in parts:
         facts = part.facts
         if facts.platform not in {"macos", None}:
-            yield found("wrong-platform", name, f"{facts.architecture} is built for {facts.platform}")
+            yield found(
+                "wrong-platform", name, f"{facts.architecture} is built for {facts.platform}"
+            )
             continue
         admitted = [
-            each.version for each in wanted if each.architecture == facts.architecture and each.version
+            each.version
+            for each in wanted
+            if each.architecture == facts.architecture and each.version
         ]
         if facts.minimum_os is not None and admitted and facts.minimum_os > min(admitted):
             needs, tag = (".".join(map(str, each)) for each in (facts.minimum_os, min(admitted)))
@@ -76,29 +80,21 @@ def _names(name: str, facts: macho.Slice, site: Site) -> Iterator[Finding]:
 def _dependency(
     name: str, dependency: str, kind: str, facts: macho.Slice, site: Site
 ) -> Iterator[Finding]:
-    origin = posixpath.dirname(installed(name))
     if system_on_macos(dependency):
         return
-    place = resolve(dependency, origin, LOADER)
-    if place is not None:
-        candidates = [place]
-    elif dependency.startswith("@rpath/"):
-        rest = dependency.removeprefix("@rpath/")
-        if rest.startswith("libswift") and SWIFT in facts.rpaths:
-            return  # the Swift runtime is part of macOS
-        rpaths = [resolve(path, origin, LOADER) for path in facts.rpaths]
-        candidates = [posixpath.normpath(posixpath.join(path, rest)) for path in rpaths if path]
-    elif dependency.startswith(("/", "@executable_path")):
-        yield found("dependency-outside", name, f"depends on {dependency}")
-        return
-    else:
-        yield found("needs-environment", name, f"depends on {dependency}, a name without a path")
+    if dependency.startswith("@rpath/libswift") and SWIFT in facts.rpaths:
+        return  # the Swift runtime is part of macOS
+    candidates = _candidates(dependency, facts, posixpath.dirname(installed(name)))
+    if candidates is None:
+        if dependency.startswith(("/", "@")):
+            yield found("dependency-outside", name, f"depends on {dependency}")
+        else:
+            what = f"depends on {dependency}, a name without a path"
+            yield found("needs-environment", name, what)
         return
     inside = [each for each in candidates if not climbs_out(each)]
-    if any(site.holds(each) for each in inside):
-        return
-    if kind == "weak":
-        return  # dyld goes on without it
+    if any(site.holds(each) for each in inside) or kind == "weak":
+        return  # dyld goes on without a weak dependency
     if candidates and not inside:
         yield found("dependency-outside", name, f"depends on {dependency}")
     elif site.elsewhere(dependency):
@@ -107,6 +103,18 @@ def _dependency(
         yield found("dependency-elsewhere", name, f"depends on {dependency}")
     else:
         yield found("dependency-missing", name, f"depends on {dependency}")
+
+
+def _candidates(dependency: str, facts: macho.Slice, origin: str) -> list[str] | None:
+    """Return where dyld would look inside of site-packages; ``None``: somewhere else."""
+    place = resolve(dependency, origin, LOADER)
+    if place is not None:
+        return [place]
+    if not dependency.startswith("@rpath/"):
+        return None
+    rest = dependency.removeprefix("@rpath/")
+    places = [resolve(path, origin, LOADER) for path in facts.rpaths]
+    return [posixpath.normpath(posixpath.join(path, rest)) for path in places if path is not None]
 
 
 def _trust(name: str, part: Part) -> Iterator[Finding]:

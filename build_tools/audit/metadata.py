@@ -164,7 +164,10 @@ def check_metadata(
             raise
         for problem in problems:
             field = problem.field if isinstance(problem, InvalidMetadata) else "METADATA"
-            yield found("metadata-invalid", name, f"{field}: {problem}")
+            early = "introduced in metadata version" in str(problem)
+            yield found(
+                "metadata-early" if early else "metadata-invalid", name, f"{field}: {problem}"
+            )
         return
     if identity.name and (
         canonicalize_name(metadata.name) != identity.name or metadata.version != identity.version
@@ -238,10 +241,12 @@ class Sources:
         )
         if file is None:
             start = path + "."
-            native = any(
-                name.startswith(start) and name.endswith((".so", ".pyd")) for name in self._names
+            exists = any(
+                (name.startswith(start) and name.endswith((".so", ".pyd")))
+                or name.startswith(path + "/")  # a namespace package
+                for name in self._names
             )
-            return "" if native else f"there is no module {module}"
+            return "" if exists else f"there is no module {module}"
         text = self._texts.get(self._names[file])
         word = (attribute or "").split(".", 1)[0].encode()
         if text is None or not word or b"__getattr__" in text or b"import *" in text:
@@ -265,6 +270,6 @@ def entry_point_modules(contents: Mapping[str, Content], folder: str) -> set[str
     return {
         name
         for name in contents
-        if name.endswith(".py") and _installed(name).removesuffix(".py").removesuffix("/__init__")
-        in words
+        if name.endswith(".py")
+        and _installed(name).removesuffix(".py").removesuffix("/__init__") in words
     }

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 DEVICES = re.compile(r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[1-9¹²³]|lpt[1-9¹²³])(\..*)?")
 RESERVED = re.compile(r'[<>:"|?*]|[ .]$')
 UNSAFE = re.compile(r"[\\\x00-\x1f\x7f]|^/|^[A-Za-z]:|(^|/)\.\.?(/|$)|//")
-EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def check_names(archive: Archive) -> Iterator[Finding]:
@@ -54,26 +53,31 @@ def _portable(name: str) -> Iterator[Finding]:
 
 def check_canonical(archive: Archive) -> Iterator[Finding]:
     """Check that the zip file depends on nothing but names and contents."""
-    wheel = archive.path.name
+    problems = list(_not_canonical(archive))
+    if problems:
+        yield found("not-canonical", archive.path.name, "; ".join(problems))
+
+
+def _not_canonical(archive: Archive) -> Iterator[str]:
     names = [info.filename for info in archive.entries]
     if names != sorted(names, key=canonical_key):
-        yield found("not-canonical", wheel, "entries are not sorted, with .dist-info last")
+        yield "entries are not sorted, with .dist-info last"
     times = {info.date_time for info in archive.entries}
     if len(times) > 1:
-        yield found("not-canonical", wheel, f"entries have {len(times)} different times")
+        yield f"entries have {len(times)} different times"
     modes = {oct(info.external_attr >> 16) for info in archive.entries}
     strange = sorted(modes - {"0o100644", "0o100755"})
     if strange:
-        yield found("not-canonical", wheel, f"entries have the modes {', '.join(strange)}")
+        yield f"entries have the modes {', '.join(strange)}"
     if any(info.create_system != 3 for info in archive.entries):
-        yield found("not-canonical", wheel, "entries were not made as on Unix, so modes may be lost")
+        yield "entries were not made as on Unix"
     if any(info.extra or info.comment for info in archive.entries) or archive.zip.comment:
-        yield found("not-canonical", wheel, "entries have extra fields or comments")
+        yield "entries have extra fields or comments"
     if any(info.is_dir() for info in archive.entries):
-        yield found("not-canonical", wheel, "folders have entries of their own")
+        yield "folders have entries of their own"
     methods = {info.compress_type for info in archive.entries if info.file_size}
     if methods - {zipfile.ZIP_DEFLATED}:
-        yield found("not-canonical", wheel, "some entries are not compressed by deflate")
+        yield "some entries are not compressed by deflate"
 
 
 def canonical_key(name: str) -> tuple[bool, bool, str]:

@@ -46,5 +46,6 @@ def read(data: Bytes) -> Pe | None:
         return None
     machine, *_, traits = file.unpack("HHIIIHH", offset + 4, "the COFF header")
     return Pe(
-        machine=MACHINES.get(machine, f"machine {machine:#x}"), library=bool(traits & IMAGE_FILE_DLL)
+        machine=MACHINES.get(machine, f"machine {machine:#x}"),
+        library=bool(traits & IMAGE_FILE_DLL),
     )

@@ -105,9 +105,17 @@ class _Directory:
     def __init__(self, blob: Window) -> None:
         what = "the code directory"
         fields = blob.unpack("9I4B", 0, what)
-        (magic, _, version, self.flags, self.hashes_at, name_at, self.special, self.pages, limit) = (
-            fields[:9]
-        )
+        (
+            magic,
+            _,
+            version,
+            self.flags,
+            self.hashes_at,
+            name_at,
+            self.special,
+            self.pages,
+            limit,
+        ) = fields[:9]
         if magic != CODE_DIRECTORY:
             msg = f"{what} starts with {magic:#x} instead of {CODE_DIRECTORY:#x}"
             raise Malformed(msg)

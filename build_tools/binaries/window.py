@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 import struct
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import mmap
 
 Bytes: TypeAlias = "bytes | mmap.mmap"
 LONGEST_STRING = 4096
