@@ -29,6 +29,7 @@ COMMANDS = {
     "demo": "build_tools.commands.demo",
     "native": "build_tools.commands.native",
     "swift-test": "build_tools.commands.swift_test",
+    "relocate": "build_tools.commands.relocate",
     "wheel": "build_tools.commands.wheel",
 }
 

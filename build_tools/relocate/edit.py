@@ -35,10 +35,11 @@ def edit(data: bytes, plan: Plan, *, name: str) -> bytes:
     old_end = max((each.offset + each.size for each in part.commands), default=start)
     room = min((each.lowest_section for each in part.segments if each.lowest_section), default=0)
     end = start + len(commands)
-    if end > max(room, old_end):
+    lack = end - max(room, old_end)
+    if lack > 0:
         msg = (
-            f"{name}: the new names need {end - max(room, old_end)} bytes more than there are before"
-            " the first section. Link with -headerpad_max_install_names."
+            f"{name}: the new names need {lack} bytes more than there are before the first section."
+            " Link with -headerpad_max_install_names."
         )
         raise RelocationError(msg)
     body = bytearray(data)

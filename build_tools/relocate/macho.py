@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from build_tools.binaries import macho, signature
 from build_tools.binaries.window import Malformed
@@ -12,6 +12,9 @@ from build_tools.relocate.edit import edit
 from build_tools.relocate.errors import RelocationError
 from build_tools.relocate.plan import plan
 from build_tools.relocate.system_tools import edit_by_tool
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LARGEST = 1024**3
 # What Linux lacks, the plain editor does; both leave the same load commands.
