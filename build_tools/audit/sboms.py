@@ -78,7 +78,8 @@ def _compare(
     sbom: str, component: Mapping[str, Any], contents: Mapping[str, Content]
 ) -> Iterator[Finding]:
     name = str(component.get("name", ""))
-    if component.get("type") != "file":
+    # What is out of scope was read by the build, and is not in the wheel.
+    if component.get("type") != "file" or component.get("scope") == "excluded":
         return
     content = contents.get(name)
     if content is None:
