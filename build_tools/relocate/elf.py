@@ -174,6 +174,6 @@ def manylinux_tag(library: Path) -> str:
         family, _, number = version.partition("_")
         held = policy.symbol_versions.get(family)
         if family != "GLIBC" and held is not None and number not in held:
-            msg = f"{library.name} needs {version}, newer than {policy.name} has; use an older system"
+            msg = f"{library.name} needs {version}, newer than {policy.name}; use an older system"
             raise RelocationError(msg)
     return f"manylinux_{oldest[0]}_{oldest[1]}_{facts.machine}"
