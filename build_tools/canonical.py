@@ -26,7 +26,7 @@ from build_tools.audit.names import canonical_key
 from build_tools.errors import BuildToolsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 ZIP_EPOCH = 315_532_800  # 1980-01-01T00:00:00Z
 LAST_ZIP_TIME = 4_354_819_198  # 2107-12-31T23:59:58Z
@@ -52,8 +52,12 @@ def source_date_epoch() -> int:
     return max(int(text), ZIP_EPOCH)
 
 
-def rewrite_wheel(path: Path) -> None:
+def rewrite_wheel(path: Path, *, sboms: Mapping[str, str] | None = None) -> None:
     """Rewrite the wheel at ``path``: RECORD made anew, everything in canonical form.
+
+    Args:
+        path: The wheel.
+        sboms: Documents to add under ``.dist-info/sboms/``, by file name.
 
     Raises:
         CanonicalError: It is no wheel of ours, or an entry is unsafe or twice there.
@@ -73,6 +77,8 @@ def rewrite_wheel(path: Path) -> None:
     except ZIP_ERRORS as error:
         msg = f"{path} is not a wheel that can be rewritten: {error}"
         raise CanonicalError(msg) from error
+    folder = record[0].removesuffix("/RECORD")
+    contents |= {f"{folder}/sboms/{name}": text.encode() for name, text in (sboms or {}).items()}
     contents[record[0]] = _record(contents, record[0])
     moment = time.gmtime(source_date_epoch())[:6]
     with _replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as target:

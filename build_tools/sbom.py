@@ -32,7 +32,6 @@ from build_tools.errors import BuildToolsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 NAME = "qwen-mfa.cdx.json"
 LICENSE = "MIT"
@@ -70,14 +69,6 @@ def render(manifest: Mapping[str, Any], *, folder: str) -> str:
         msg = f"the SBOM breaks its schema: {problem}"
         raise SbomError(msg)
     return text
-
-
-def write(dist_info: Path, manifest: Mapping[str, Any], *, folder: str) -> Path:
-    """Write the SBOM under ``dist_info``/sboms/ and return its path."""
-    target = dist_info / "sboms" / NAME
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(render(manifest, folder=folder), encoding="utf-8")
-    return target
 
 
 def _bom(manifest: Mapping[str, Any], folder: str) -> Bom:

@@ -73,7 +73,7 @@ def audit(path: Path, policy: Policy | None = None) -> Report:
 def _audit(path: Path, file: BinaryIO, policy: Policy) -> Report:
     archive = open_archive(path, file)
     with archive.zip:
-        contents, problems = read_contents(archive)
+        contents, problems = read_contents(archive, policy.texts)
         findings = [*archive.findings, *problems, *_check(archive, contents)]
         if archive.readable:
             findings += policy.demands(contents, path.name)

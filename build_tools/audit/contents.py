@@ -67,7 +67,7 @@ class Content:
     name: str
     size: int
     digests: dict[str, str]  # hash name -> urlsafe base64 without padding, as in RECORD
-    text: bytes | None = None  # of files in .dist-info
+    text: bytes | None = None  # of files in .dist-info, and of others on request
     elf: elf.Elf | None = None
     macho: tuple[Part, ...] = ()
     pe: pe.Pe | None = None
@@ -84,8 +84,16 @@ class Content:
         return base64.urlsafe_b64decode(self.digests[algorithm] + "==").hex()
 
 
-def read_contents(archive: Archive) -> tuple[dict[str, Content], list[Finding]]:
-    """Unpack and look at every file; files that cannot be read become findings."""
+def read_contents(
+    archive: Archive, keep: frozenset[str] = frozenset()
+) -> tuple[dict[str, Content], list[Finding]]:
+    """Unpack and look at every file; files that cannot be read become findings.
+
+    Args:
+        archive: The open wheel.
+        keep: Names of files outside of .dist-info whose text is wanted too.
+
+    """
     contents: dict[str, Content] = {}
     findings: list[Finding] = []
     if not archive.readable:
@@ -93,7 +101,7 @@ def read_contents(archive: Archive) -> tuple[dict[str, Content], list[Finding]]:
     algorithms = _algorithms(archive)
     for info in archive.files:
         try:
-            content, problems = _read(archive, info, algorithms)
+            content, problems = _read(archive, info, algorithms, text=info.filename in keep)
         except ZIP_ERRORS as error:
             if not info.flag_bits & 1:
                 findings.append(found("zip-corrupt", info.filename, f"cannot be unpacked: {error}"))
@@ -116,11 +124,11 @@ def _algorithms(archive: Archive) -> list[str]:
 
 
 def _read(
-    archive: Archive, info: zipfile.ZipInfo, algorithms: list[str]
+    archive: Archive, info: zipfile.ZipInfo, algorithms: list[str], *, text: bool
 ) -> tuple[Content, list[Finding]]:
     name = info.filename
     hashers = [hashlib.new(each, usedforsecurity=False) for each in algorithms]
-    in_metadata = ".dist-info/" in name and info.file_size <= LARGEST_TEXT
+    text = (text or ".dist-info/" in name) and info.file_size <= LARGEST_TEXT
     with tempfile.TemporaryFile() as spool:
         size, head, native = 0, b"", False
         for piece in archive.chunks(info):
@@ -130,14 +138,14 @@ def _read(
             size += len(piece)
             for hasher in hashers:
                 hasher.update(piece)
-            if native or in_metadata:
+            if native or text:
                 spool.write(piece)
         digests = {
             each: base64.urlsafe_b64encode(hasher.digest()).rstrip(b"=").decode()
             for each, hasher in zip(algorithms, hashers, strict=True)
         }
         content = Content(name=name, size=size, digests=digests)
-        if not size or not (native or in_metadata):
+        if not size or not (native or text):
             return content, []
         spool.flush()
         spool.seek(0)

@@ -79,6 +79,11 @@ class Policy:
     required_with_binaries: tuple[str, ...] = ()
     abi: Abi | None = None
 
+    @property
+    def texts(self) -> frozenset[str]:
+        """Names of the files whose text this policy looks into."""
+        return frozenset({self.abi.declarations} if self.abi is not None else ())
+
     def apply(self, findings: Iterable[Finding]) -> Iterator[Finding]:
         """Yield the findings that remain, with the severities of this policy."""
         for finding in findings:
