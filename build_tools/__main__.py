@@ -25,9 +25,11 @@ class Command(Protocol):
 
 # name -> module; only the chosen one is imported, so a missing optional tool breaks one command.
 COMMANDS = {
+    "audit": "build_tools.commands.audit",
     "demo": "build_tools.commands.demo",
     "native": "build_tools.commands.native",
     "swift-test": "build_tools.commands.swift_test",
+    "relocate": "build_tools.commands.relocate",
     "wheel": "build_tools.commands.wheel",
 }
 

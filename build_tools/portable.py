@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools import elf
 from build_tools.console import say, step
 from build_tools.errors import ToolError
 from build_tools.process import capture, run
+from build_tools.relocate import elf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -122,7 +122,8 @@ def build(*, work: Path | None = None, toolchain: str | None = None) -> Built | 
         library = stage / LIBRARY
         compile_with = _swift_build if toolchain == "swift" else _cc_build
         compile_with(Path(temporary), library, log, detail)
-        elf.make_embeddable(library, log=log)
+        if SYSTEM == "linux":
+            elf.relocate(library, log=log)
         built = Built(
             library=target / LIBRARY,
             built_by=_title(toolchain),

@@ -9,19 +9,24 @@ from __future__ import annotations
 import json
 import shutil
 import sysconfig
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
-from build_tools import elf, portable
+from build_tools import canonical, portable, sbom
+from build_tools.audit.gate import require
+from build_tools.relocate import elf
 
 if TYPE_CHECKING:
     from setuptools import Command
 
 PACKAGE = "qwen_mfa"
+NATIVE = "_native"
 MANIFEST_SCHEMA = 1
 
 
@@ -71,7 +76,7 @@ class BuildPy(build_py):
         built = native()
         if built is None or self.editable_mode:
             return
-        folder = target / "_native"
+        folder = target / NATIVE
         folder.mkdir(parents=True)
         shutil.copyfile(built.library, folder / built.library.name)
         (folder / built.library.name).chmod(0o755)
@@ -89,11 +94,46 @@ class BdistWheel(bdist_wheel):
         super().finalize_options()
         self.root_is_pure = native() is None
 
+    def run(self) -> None:
+        """Build the wheel out of sight; it appears when it is canonical and passes the audit."""
+        final = Path(self.dist_dir or "dist")
+        final.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".wheel-", dir=final) as folder:
+            self.dist_dir = folder
+            try:
+                super().run()
+            finally:
+                self.dist_dir = str(final)
+            (made,) = Path(folder).glob("*.whl")
+            canonical.rewrite_wheel(made, sboms=self._sboms())
+            require(made)
+            made.replace(final / made.name)
+        files = self.distribution.dist_files
+        files[:] = [(*each[:2], each[2].replace(folder, str(final))) for each in files]
+
+    def _sboms(self) -> dict[str, str]:
+        built = native()
+        if built is None:
+            return {}
+        told = manifest(built, version=self.distribution.get_version())
+        return {sbom.NAME: sbom.render(told, folder=f"{PACKAGE}/{NATIVE}")}
+
     def get_tag(self) -> tuple[str, str, str]:
         """Return the tag: any Python 3, no ABI, the library's platform."""
         return "py3", "none", platform_tag(native())
 
 
+class Sdist(sdist):
+    """Writes source distributions whose bytes depend on their contents alone."""
+
+    def run(self) -> None:
+        """Pack as setuptools does, then rewrite what it packed."""
+        super().run()
+        for _, _, archive in self.distribution.dist_files:
+            if archive.endswith(".tar.gz"):
+                canonical.rewrite_sdist(Path(archive))
+
+
 def commands() -> dict[str, type[Command]]:
     """Return the commands that ``setup.py`` hands to setuptools."""
-    return {"build_py": BuildPy, "bdist_wheel": BdistWheel}
+    return {"build_py": BuildPy, "bdist_wheel": BdistWheel, "sdist": Sdist}

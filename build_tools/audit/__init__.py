@@ -1,0 +1,1 @@
+"""Audit any wheel, of any platform, on any OS, without executing anything from it."""

@@ -1,0 +1,82 @@
+"""The wheel as its loader sees it after installation, and the checks of every native file."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from build_tools.audit.elf_checks import check_elf
+from build_tools.audit.findings import Finding, found
+from build_tools.audit.mach_checks import check_macho
+from build_tools.audit.places import installed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from build_tools.audit.contents import Content
+    from build_tools.audit.platforms import Promise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """What a native file of the wheel may count on."""
+
+    promises: tuple[Promise, ...]
+    names: frozenset[str]  # installed names, relative to site-packages
+    basenames: frozenset[str]
+    requires_others: bool  # METADATA has Requires-Dist
+
+    @property
+    def any_platform(self) -> bool:
+        """Whether the tags promise every platform (then each library is out of place anyway)."""
+        return any(each.system == "any" for each in self.promises)
+
+    def holds(self, name: str) -> bool:
+        """Say whether the wheel installs a file called ``name``."""
+        return name in self.names
+
+    def elsewhere(self, dependency: str) -> bool:
+        """Say whether the wheel holds a file of that base name in some folder."""
+        return posixpath.basename(dependency) in self.basenames
+
+
+def site_of(
+    contents: Mapping[str, Content], promises: tuple[Promise, ...], *, requires_others: bool
+) -> Site:
+    """Describe the wheel after installation."""
+    names = frozenset(map(installed, contents))
+    return Site(
+        promises=promises,
+        names=names,
+        basenames=frozenset(map(posixpath.basename, names)),
+        requires_others=requires_others,
+    )
+
+
+def check_libraries(contents: Mapping[str, Content], site: Site, wheel: str) -> Iterator[Finding]:
+    """Check every native file, and whether the tags fit at all."""
+    native = [each for each in contents.values() if each.native]
+    if native and site.any_platform:
+        what = f"{len(native)} native files, the first is {native[0].name}"
+        yield found("binary-in-any", wheel, what)
+    launchers = any(each.pe for each in contents.values())
+    if not native and not launchers and site.promises and not site.any_platform:
+        yield found("platform-without-binaries", wheel, "no ELF, Mach-O or PE file is in it")
+    for content in contents.values():
+        if content.elf is not None:
+            yield from check_elf(content, site)
+        yield from check_macho(content, site)
+        if content.pe is not None and content.pe.library:
+            yield from _check_pe(content, site)
+        if content.build_paths:
+            what = f"{content.build_path_count} such, as {'; '.join(content.build_paths)}"
+            yield found("build-path", content.name, what)
+
+
+def _check_pe(content: Content, site: Site) -> Iterator[Finding]:
+    machine = content.pe.machine if content.pe is not None else ""
+    tags = {each.tag for each in site.promises}
+    if tags and not site.any_platform and machine not in tags:
+        what = f"for {machine}, the tag says {', '.join(sorted(tags))}"
+        yield found("wrong-platform", content.name, what)

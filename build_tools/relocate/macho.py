@@ -1,0 +1,115 @@
+"""Relocate Mach-O libraries: thin, relative names, no foreign rpaths, a fresh ad hoc signature."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from build_tools.binaries import macho, signature
+from build_tools.binaries.window import Malformed
+from build_tools.relocate.adhoc import read_thin, sign
+from build_tools.relocate.edit import edit
+from build_tools.relocate.errors import RelocationError
+from build_tools.relocate.plan import plan
+from build_tools.relocate.system_tools import edit_by_tool
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LARGEST = 1024**3
+# What Linux lacks, the plain editor does; both leave the same load commands.
+ROUTES = ("python", "system")
+
+
+def default_route() -> str:
+    """Return the route for this machine."""
+    return "system" if sys.platform == "darwin" else "python"
+
+
+def relocate(
+    data: bytes,
+    *,
+    filename: str,
+    companions: frozenset[str] = frozenset(),
+    minimum_os: tuple[int, int] = (15, 0),
+    architecture: str = "arm64",
+    route: str | None = None,
+) -> bytes:
+    """Return a library that loads from whatever folder it lies in.
+
+    Args:
+        data: A thin or universal library.
+        filename: Its name in the wheel.
+        companions: Names of the libraries beside it in the wheel.
+        minimum_os: The macOS of the wheel's tag.
+        architecture: The one to keep.
+        route: "python" or "system"; by the machine if ``None``.
+
+    Raises:
+        RelocationError: See `plan`, `thin` and `edit`.
+        ToolError: A system tool failed.
+
+    """
+    slim = thin(data, architecture, filename)
+    part = read_thin(slim, filename)
+    if part.file_type != macho.MH_DYLIB:
+        msg = f"{filename} is not a dynamic library (Mach-O file type {part.file_type})"
+        raise RelocationError(msg)
+    todo = plan(part, filename=filename, companions=companions, minimum_os=minimum_os)
+    by_tool = (route or default_route()) == "system"
+    edited = (edit_by_tool if by_tool else edit)(slim, todo, name=filename)
+    signed = sign(edited, identifier=filename)
+    check(signed, filename)
+    return signed
+
+
+def thin(data: bytes, architecture: str, name: str) -> bytes:
+    """Return the file of one architecture.
+
+    Raises:
+        RelocationError: The file is no Mach-O file, or lacks that architecture.
+
+    """
+    try:
+        parts = macho.read(data) if macho.is_macho(data[:8]) else ()
+    except Malformed as error:
+        msg = f"{name} is no sound Mach-O file: {error}"
+        raise RelocationError(msg) from error
+    if not parts:
+        msg = f"{name} is no Mach-O file"
+        raise RelocationError(msg)
+    for part in parts:
+        if part.architecture == architecture:
+            return part.window.take(0, part.window.size, "the slice")
+    held = ", ".join(part.architecture for part in parts)
+    msg = f"{name} is built for {held}, not for {architecture}"
+    raise RelocationError(msg)
+
+
+def check(data: bytes, name: str) -> None:
+    """Read the result back and verify its signature; raise `RelocationError` if it is wrong."""
+    try:
+        verdict = signature.verify(read_thin(data, name))
+    except Malformed as error:
+        msg = f"{name} came out with a broken signature: {error}"
+        raise RelocationError(msg) from error
+    if verdict is None or verdict.problems:
+        problems = "; ".join(verdict.problems) if verdict else "there is none"
+        msg = f"{name} came out with a wrong signature: {problems}"
+        raise RelocationError(msg)
+
+
+def read_library(path: Path) -> bytes:
+    """Read a library; raise `RelocationError` for what is no regular file of sensible size."""
+    try:
+        if not path.is_file():
+            msg = f"{path} is no file. Give the path of a library."
+            raise RelocationError(msg)
+        size = path.stat().st_size
+        if size > LARGEST:
+            msg = f"{path} has {size:,} bytes, more than any library that fits into a wheel"
+            raise RelocationError(msg)
+        return path.read_bytes()
+    except OSError as error:
+        msg = f"{path} cannot be read: {error}"
+        raise RelocationError(msg) from error
