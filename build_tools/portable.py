@@ -37,6 +37,7 @@ CHOICE = "QWEN_MFA_NATIVE"
 CHOICES = ("auto", "swift", "cc", "none")
 
 EXPORTS = "exports.map"
+STEPS = ("binaries", "relocate")
 C_FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 
@@ -105,7 +106,7 @@ def build(*, work: Path | None = None, toolchain: str | None = None) -> Built | 
     compiler = _compiler(toolchain)
     flags = _swift_flags("<package>") if toolchain == "swift" else _cc_flags("<package>")
     key = hashlib.sha256(
-        json.dumps([toolchain, compiler, flags, sources, platform.machine()]).encode()
+        json.dumps([toolchain, compiler, flags, sources, _steps(), platform.machine()]).encode()
     ).hexdigest()[:16]
     target = work / f"{toolchain}-{key}"
     built = _cached(target)
@@ -152,6 +153,13 @@ def source_hashes() -> dict[str, str]:
         *(p for p in SOURCES.rglob("*") if p.is_file()),
     ]
     return {p.relative_to(ROOT).as_posix(): _sha256(p) for p in sorted(files)}
+
+
+def _steps() -> dict[str, str]:
+    """Return the SHA-256 of the modules that shape the library after the compiler."""
+    here = Path(__file__).resolve().parent
+    files = [Path(__file__), *(p for f in STEPS for p in (here / f).rglob("*.py"))]
+    return {p.relative_to(here).as_posix(): _sha256(p) for p in sorted(files)}
 
 
 def _cached(target: Path) -> Built | None:

@@ -7,22 +7,28 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from build_tools.errors import ToolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
 TAIL_LINES = 40
 
 
 def find(program: str, *, hint: str) -> str:
-    """Return the full path of ``program``; raise `ToolError` with ``hint`` when it is missing."""
-    path = shutil.which(program)
+    """Return the full path of ``program``, from PATH or from beside the running Python.
+
+    Raises:
+        ToolError: It is in neither; ``hint`` says how to get it.
+
+    """
+    path = shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))
     if path is None:
         msg = f"{program} was not found on PATH. {hint}"
         raise ToolError(msg)
