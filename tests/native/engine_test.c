@@ -6,6 +6,7 @@
  *   engine_test special              infinities, NaN, empty rows, extreme masks
  *   engine_test errors               whatever must be refused, with nothing written
  *   engine_test threads              concurrent callers, fork
+ *   engine_test callers SEED COUNT   concurrent callers only, COUNT calls each
  *
  * Exits 0 when all holds; prints the first failures.
  */
@@ -779,10 +780,12 @@ static void refuse_environment(void)
 
 static pthread_mutex_t problems_mutex = PTHREAD_MUTEX_INITIALIZER;
 
+static long calls_each = 12;
+
 static void *many_calls(void *unused)
 {
     (void)unused;
-    for (int i = 0; i < 12; i++) {
+    for (long i = 0; i < calls_each; i++) {
         pthread_mutex_lock(&problems_mutex);
         problem p = random_problem();
         p.args.max_threads = 0;
@@ -830,6 +833,7 @@ int main(int count, char **argument)
     uint64_t seed = count > 2 ? strtoull(argument[2], NULL, 10) : 1;
     long cases = count > 3 ? strtol(argument[3], NULL, 10) : 100;
     char text[256];
+    fill_half_values();
     mfa_portable_describe(text, sizeof text);
     if (mfa_create_context(&context)) {
         fprintf(stderr, "no context: %s\n", text);
@@ -849,6 +853,7 @@ int main(int count, char **argument)
     } else if (strcmp(mode, "threads") == 0) {
         run_threads(true);
     } else if (strcmp(mode, "callers") == 0) {
+        calls_each = cases;
         run_threads(false); /* a thread sanitizer does not follow forks */
     } else {
         fprintf(stderr, "unknown mode '%s'\n", mode);

@@ -51,6 +51,17 @@ static inline double decode_half(uint16_t bits, int exponent_bits)
     return bits & 0x8000 ? -value : value;
 }
 
+/* Every 16-bit value, decoded once: [0] FP16, [1] BF16. */
+static double half_values[2][1 << 16];
+
+static inline void fill_half_values(void)
+{
+    for (uint32_t bits = 0; bits < 1 << 16; bits++) {
+        half_values[0][bits] = decode_half((uint16_t)bits, 5);
+        half_values[1][bits] = decode_half((uint16_t)bits, 8);
+    }
+}
+
 /* Nearest value of the format, ties to even. */
 static inline uint16_t encode_half(double value, int exponent_bits)
 {
@@ -88,7 +99,7 @@ static inline double read_element(const void *base, int64_t index, int precision
     }
     uint16_t bits;
     memcpy(&bits, at, sizeof bits);
-    return decode_half(bits, precision == MFA_PRECISION_FP16 ? 5 : 8);
+    return half_values[precision == MFA_PRECISION_BF16][bits];
 }
 
 static inline void write_element(void *base, int64_t index, int precision, double value)

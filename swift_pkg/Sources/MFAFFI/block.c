@@ -135,7 +135,7 @@ static bool fill_biases(const block *b, size_t first_row, size_t first_key, uint
         row_place at = place_of(b, first_row + r);
         flags |= mfa_mask_biases(&plan->problem->mask, at.batch, at.head, at.query, first_key, keys,
                                  row);
-        for (uint32_t i = keys; i % plan->kernels->nr; i++)
+        for (uint32_t i = keys; i % plan->kernels->lanes; i++)
             row[i] = 0.0f; /* beyond the last key: clipped */
     }
     *biased = flags != MFA_BIAS_ZERO;
@@ -146,7 +146,7 @@ static void attend_strip(const block *b, size_t strip, size_t first_key)
 {
     const mfa_plan *plan = b->plan;
     const mfa_problem *p = plan->problem;
-    const unsigned mr = plan->kernels->mr, nr = plan->kernels->nr;
+    const unsigned mr = plan->kernels->mr;
     const uint32_t *limits = b->scratch->limits + strip * mr;
     uint32_t visible[MFA_MAX_MR], most = 0, least = UINT32_MAX;
     for (unsigned r = 0; r < mr; r++) {
@@ -167,7 +167,6 @@ static void attend_strip(const block *b, size_t strip, size_t first_key)
                !fill_biases(b, strip * mr, first_key, keys, bias, &biased)) {
         return;
     }
-    unsigned tiles = (keys + nr - 1) / nr;
     mfa_strip s = {
         .queries = b->scratch->queries + strip * mr * p->head_dim,
         .keys = b->slot->keys + first_key * p->head_dim,
@@ -179,8 +178,8 @@ static void attend_strip(const block *b, size_t strip, size_t first_key)
         .panel_stride = plan->panel_stride,
         .head_dim = p->head_dim,
         .value_dim = p->value_dim,
-        .tiles = tiles,
-        .clipped = least < tiles * nr,
+        .keys_seen = keys,
+        .clipped = least < mfa_padded_dim(keys, plan->kernels->lanes),
         .visible = visible,
         .bias = biased ? bias : NULL,
     };

@@ -25,6 +25,7 @@ static bool usable(void)
 #define MFA_LANES 8
 #define MFA_MR 6
 #define MFA_NV 2
+#define MFA_PREFETCH_STEPS 16
 #define V_INLINE static inline __attribute__((always_inline))
 
 typedef __m256 vf;
@@ -37,6 +38,13 @@ V_INLINE vf v_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 V_INLINE vf v_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 V_INLINE vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 V_INLINE vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+
+V_INLINE float v_largest(vf v)
+{
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
 
 V_INLINE vf v_exponent(vf t)
 {

@@ -25,6 +25,7 @@ static bool usable(void)
 #define MFA_LANES 16
 #define MFA_MR 12
 #define MFA_NV 2
+#define MFA_PREFETCH_STEPS 8
 #define V_INLINE static inline __attribute__((always_inline))
 
 typedef __m512 vf;
@@ -37,6 +38,7 @@ V_INLINE vf v_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 V_INLINE vf v_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 V_INLINE vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 V_INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+V_INLINE float v_largest(vf v) { return _mm512_reduce_max_ps(v); }
 
 V_INLINE vf v_exponent(vf t)
 {

@@ -15,6 +15,7 @@ static bool usable(void)
 #define MFA_LANES 4
 #define MFA_MR 4
 #define MFA_NV 2
+#define MFA_PREFETCH_STEPS 16
 #define V_INLINE static inline __attribute__((always_inline))
 
 typedef float vf __attribute__((vector_size(16)));
@@ -41,6 +42,14 @@ V_INLINE vf v_select(vi condition, vf yes, vf no)
 }
 
 V_INLINE vf v_max(vf a, vf b) { return v_select(a > b, a, b); }
+
+V_INLINE float v_largest(vf v)
+{
+    float a = v[0] > v[1] ? v[0] : v[1];
+    float b = v[2] > v[3] ? v[2] : v[3];
+    return a > b ? a : b;
+}
+
 V_INLINE vf v_exponent(vf t) { return (vf)(((vu)t << 23) + 0x3f800000u); }
 
 V_INLINE vf v_clip(vf v, uint32_t first, uint32_t visible)

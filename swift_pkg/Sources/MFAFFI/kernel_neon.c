@@ -16,6 +16,7 @@ static bool usable(void)
 #define MFA_LANES 4
 #define MFA_MR 6
 #define MFA_NV 4
+#define MFA_PREFETCH_STEPS 16
 #define V_INLINE static inline __attribute__((always_inline))
 
 typedef float32x4_t vf;
@@ -28,6 +29,7 @@ V_INLINE vf v_sub(vf a, vf b) { return vsubq_f32(a, b); }
 V_INLINE vf v_mul(vf a, vf b) { return vmulq_f32(a, b); }
 V_INLINE vf v_max(vf a, vf b) { return vmaxq_f32(a, b); } /* NaN when either is */
 V_INLINE vf v_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+V_INLINE float v_largest(vf v) { return vmaxvq_f32(v); }
 
 V_INLINE vf v_exponent(vf t)
 {

@@ -4,9 +4,11 @@
  *
  *   MFA_ISA            suffix of the table's name       MFA_MR, MFA_NV   rows, vectors of a tile
  *   MFA_LANES          floats per vector                vf               vector of floats
+ *   MFA_PREFETCH_STEPS steps of the inner loops between asking for memory and using it
  *   v_load v_store v_set1 v_add v_sub v_mul             as their names say; any alignment
  *   v_fma(a, b, c)     a * b + c
  *   v_max(a, b)        b when either is NaN
+ *   v_largest(v)      the largest lane
  *   v_exponent(t)      2^n for t = 1.5 * 2^23 + n, exactly 0 for n = -127
  *   v_clip(v, first, visible)  lanes at or beyond `visible` become -infinity
  *   v_load_bf16, v_load_fp16, v_store_bf16, v_store_fp16
@@ -15,6 +17,7 @@
 #include "kernels.h"
 #include "scalar.h"
 
+#include <float.h>
 #include <math.h>
 
 #define MFA_NR (MFA_NV * MFA_LANES)
@@ -47,33 +50,72 @@ MFA_INLINE vf load_vector(const unsigned char *at, int precision)
     }
 }
 
-static void load_row(float *plain, const mfa_source *from, unsigned row)
+/* A row as contiguous floats: in place where it already is that, else converted into `plain`. */
+static const float *plain_row(float *plain, const mfa_source *from, unsigned row)
 {
     const size_t size = from->precision == MFA_PRECISION_FP32 ? 4 : 2;
     const unsigned char *at = from->rows[row];
     unsigned i = 0;
-    if (from->stride == 1)
+    if (from->stride == 1) {
         for (; i + MFA_LANES <= from->length; i += MFA_LANES)
             v_store(plain + i, load_vector(at + i * size, from->precision));
+    }
     for (; i < from->length; i++)
         plain[i] = load_element(at + (size_t)i * (size_t)from->stride * size, from->precision);
+    return plain;
+}
+
+typedef float v4 __attribute__((vector_size(16)));
+
+MFA_INLINE v4 load_four(const float *p)
+{
+    v4 v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+/* Four rows to columns: column d goes to tile[d * width], `group` floats of it. */
+MFA_INLINE void pack_four(float *tile, unsigned width, const float *const row[4], unsigned length,
+                          float factor, const unsigned group)
+{
+    const v4 times = {factor, factor, factor, factor};
+    unsigned d = 0;
+    for (; d + 4 <= length; d += 4) {
+        v4 a = load_four(row[0] + d), b = load_four(row[1] + d);
+        v4 c = load_four(row[2] + d), e = load_four(row[3] + d);
+        v4 ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+        v4 ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+        v4 ce_low = __builtin_shufflevector(c, e, 0, 4, 1, 5);
+        v4 ce_high = __builtin_shufflevector(c, e, 2, 6, 3, 7);
+        v4 column[4] = {__builtin_shufflevector(ab_low, ce_low, 0, 1, 4, 5) * times,
+                        __builtin_shufflevector(ab_low, ce_low, 2, 3, 6, 7) * times,
+                        __builtin_shufflevector(ab_high, ce_high, 0, 1, 4, 5) * times,
+                        __builtin_shufflevector(ab_high, ce_high, 2, 3, 6, 7) * times};
+        MFA_UNROLL for (unsigned i = 0; i < 4; i++)
+            memcpy(tile + (size_t)(d + i) * width, &column[i], group * sizeof(float));
+    }
+    for (; d < length; d++)
+        for (unsigned r = 0; r < group; r++)
+            tile[(size_t)d * width + r] = row[r][d] * factor;
 }
 
 static void pack_columns(float *tile, unsigned width, const mfa_source *from, float factor)
 {
-    enum { GROUP = 4 };
-    float plain[GROUP][1024];
-    for (unsigned row = 0; row < width; row += GROUP) {
-        unsigned group = width - row < GROUP ? width - row : GROUP;
-        for (unsigned r = 0; r < group; r++) {
-            if (row + r < from->count)
-                load_row(plain[r], from, row + r);
-            else
+    float plain[4][1024 + MFA_LANES];
+    for (unsigned first = 0; first < width; first += 4) {
+        const float *row[4];
+        for (unsigned r = 0; r < 4; r++) {
+            if (first + r < from->count) {
+                row[r] = plain_row(plain[r], from, first + r);
+            } else {
                 memset(plain[r], 0, from->length * sizeof(float));
+                row[r] = plain[r];
+            }
         }
-        for (unsigned d = 0; d < from->length; d++)
-            for (unsigned r = 0; r < group; r++)
-                tile[d * width + row + r] = plain[r][d] * factor;
+        if (width - first >= 4)
+            pack_four(tile + first, width, row, from->length, factor, 4);
+        else
+            pack_four(tile + first, width, row, from->length, factor, MFA_MR % 4);
     }
 }
 
@@ -82,12 +124,12 @@ static void pack_panels(float *panels, size_t panel_stride, size_t first, unsign
 {
     const unsigned padded = mfa_padded_dim(from->length, MFA_LANES);
     float plain[1024 + MFA_LANES];
-    memset(plain + from->length, 0, (padded - from->length) * sizeof(float));
+    memset(plain, 0, padded * sizeof(float));
     for (unsigned r = 0; r < rows_total; r++) {
         if (r < from->count)
-            load_row(plain, from, r);
+            plain_row(plain, from, r);
         else
-            memset(plain, 0, padded * sizeof(float));
+            memset(plain, 0, from->length * sizeof(float));
         for (unsigned column = 0; column < padded; column += MFA_NR) {
             unsigned width = padded - column < MFA_NR ? padded - column : MFA_NR;
             float *to = panels + column / MFA_NR * panel_stride + (first + r) * width;
@@ -115,20 +157,29 @@ MFA_INLINE vf exp2_vector(vf x)
     return v_mul(p, v_exponent(shifted)); /* a product, so that NaN survives */
 }
 
+/* Operands stream from the second-level cache: ask for what comes a few steps later. */
+MFA_INLINE void prefetch_ahead(const float *at, const int floats)
+{
+    enum { STEPS = MFA_PREFETCH_STEPS, LINE = 16 };
+    MFA_UNROLL for (int i = 0; i < floats; i += LINE)
+        __builtin_prefetch(at + (size_t)STEPS * (size_t)floats + i);
+}
+
 /* Scores of one key tile into the weights, and the lane-wise maxima of each row. */
-MFA_INLINE void score_tile(const mfa_strip *s, unsigned tile, float *maxima)
+MFA_INLINE void score_tile(const mfa_strip *s, unsigned tile, float *maxima, const int vectors)
 {
     const float *q = s->queries;
     const float *k = s->keys + (size_t)tile * s->head_dim * MFA_NR;
     vf acc[MFA_MR][MFA_NV];
     MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
-        MFA_UNROLL for (int j = 0; j < MFA_NV; j++) acc[r][j] = v_set1(0.0f);
+        MFA_UNROLL for (int j = 0; j < vectors; j++) acc[r][j] = v_set1(0.0f);
     for (unsigned d = 0; d < s->head_dim; d++) {
         vf b[MFA_NV];
-        MFA_UNROLL for (int j = 0; j < MFA_NV; j++) b[j] = v_load(k + j * MFA_LANES);
+        prefetch_ahead(k, MFA_NR);
+        MFA_UNROLL for (int j = 0; j < vectors; j++) b[j] = v_load(k + j * MFA_LANES);
         MFA_UNROLL for (int r = 0; r < MFA_MR; r++) {
             vf a = v_set1(q[r]);
-            MFA_UNROLL for (int j = 0; j < MFA_NV; j++) acc[r][j] = v_fma(a, b[j], acc[r][j]);
+            MFA_UNROLL for (int j = 0; j < vectors; j++) acc[r][j] = v_fma(a, b[j], acc[r][j]);
         }
         k += MFA_NR;
         q += MFA_MR;
@@ -137,7 +188,7 @@ MFA_INLINE void score_tile(const mfa_strip *s, unsigned tile, float *maxima)
     MFA_UNROLL for (int r = 0; r < MFA_MR; r++) {
         float *weights = s->weights + r * MFA_MAX_KEY_BLOCK + first;
         vf maximum = v_load(maxima + r * MFA_LANES);
-        MFA_UNROLL for (int j = 0; j < MFA_NV; j++) {
+        MFA_UNROLL for (int j = 0; j < vectors; j++) {
             vf score = acc[r][j];
             if (s->bias)
                 score = v_add(score, v_load(s->bias[r] + first + j * MFA_LANES));
@@ -150,78 +201,97 @@ MFA_INLINE void score_tile(const mfa_strip *s, unsigned tile, float *maxima)
     }
 }
 
-MFA_INLINE float largest_lane(const float *lanes)
+/* What the running maxima mean for this block: rows side by side, one lane each. */
+typedef struct {
+    float origin[MFA_MAX_MR]; /* what scores are measured from */
+    float scale[MFA_MAX_MR];  /* of what was summed up before */
+} row_factors;
+
+MFA_INLINE void update_maxima(const mfa_strip *s, const float *maxima, row_factors *rows)
 {
-    float best = lanes[0];
-    for (int i = 1; i < MFA_LANES; i++)
-        best = lanes[i] > best ? lanes[i] : best;
-    return best;
+    float *running = s->state->maximum;
+    for (int r = 0; r < MFA_MR; r++)
+        rows->origin[r] = v_largest(v_load(maxima + r * MFA_LANES));
+    for (int r = MFA_MR; r < MFA_MAX_MR; r++)
+        rows->origin[r] = -INFINITY;
+    MFA_UNROLL for (int r = 0; r < MFA_MR; r += MFA_LANES) {
+        vf before = v_load(running + r);
+        vf maximum = v_max(v_load(rows->origin + r), before);
+        /* A row without keys so far: from a finite number, so that -inf - -inf does not arise. */
+        vf origin = v_max(v_set1(-FLT_MAX), maximum);
+        v_store(running + r, maximum);
+        v_store(rows->origin + r, origin);
+        v_store(rows->scale + r, exp2_vector(v_sub(before, origin)));
+    }
 }
 
-/* Scores to weights; the row's sum and maximum brought up to date; what to scale old output by. */
-MFA_INLINE float soften_row(const mfa_strip *s, int row, const float *maxima)
+/* Scores of a row to weights, and its sum brought up to date. */
+MFA_INLINE void soften_row(const mfa_strip *s, int row, const row_factors *rows)
 {
     float *weights = s->weights + row * MFA_MAX_KEY_BLOCK;
     float *sum = s->state->sum + row * MFA_LANES;
-    float before = s->state->maximum[row];
-    float largest = largest_lane(maxima + row * MFA_LANES);
-    float maximum = largest > before ? largest : before;
-    /* A row without keys so far: measure from 0, so that -inf - -inf does not arise. */
-    float origin = maximum == -INFINITY ? 0.0f : maximum;
-    float lanes[MFA_LANES];
-    v_store(lanes, exp2_vector(v_set1(before - origin)));
-    vf total = v_mul(v_load(sum), v_set1(lanes[0]));
-    const vf base = v_set1(origin);
-    for (unsigned i = 0; i < s->tiles * MFA_NR; i += MFA_LANES) {
-        vf weight = exp2_vector(v_sub(v_load(weights + i), base));
-        v_store(weights + i, weight);
+    const float *end = weights + mfa_padded_dim(s->keys_seen, MFA_LANES);
+    vf total = v_mul(v_load(sum), v_set1(rows->scale[row]));
+    const vf base = v_set1(rows->origin[row]);
+    for (; weights < end; weights += MFA_LANES) {
+        vf weight = exp2_vector(v_sub(v_load(weights), base));
+        v_store(weights, weight);
         total = v_add(total, weight);
     }
     v_store(sum, total);
-    s->state->maximum[row] = maximum;
-    return lanes[0];
 }
 
 /* One panel of the output: old output scaled, plus weights times values. */
 MFA_INLINE void weigh_panel(const mfa_strip *s, const float *values, float *output,
                             const float *scale, const int vectors)
 {
-    const unsigned keys = s->tiles * MFA_NR;
     const int width = vectors * MFA_LANES;
     vf acc[MFA_MR][MFA_NV];
     MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
-        MFA_UNROLL for (int j = 0; j < MFA_NV; j++)
-            if (j < vectors)
-                acc[r][j] = v_mul(v_load(output + r * width + j * MFA_LANES), v_set1(scale[r]));
+        MFA_UNROLL for (int j = 0; j < vectors; j++)
+            acc[r][j] = v_mul(v_load(output + r * width + j * MFA_LANES), v_set1(scale[r]));
     const float *weights = s->weights;
-    for (unsigned key = 0; key < keys; key++) {
+    for (const float *end = weights + s->keys_seen; weights < end; weights++) {
         vf b[MFA_NV];
-        MFA_UNROLL for (int j = 0; j < MFA_NV; j++)
-            if (j < vectors)
-                b[j] = v_load(values + j * MFA_LANES);
+        prefetch_ahead(values, width);
+        MFA_UNROLL for (int j = 0; j < vectors; j++)
+            b[j] = v_load(values + j * MFA_LANES);
         MFA_UNROLL for (int r = 0; r < MFA_MR; r++) {
-            vf a = v_set1(weights[r * MFA_MAX_KEY_BLOCK + key]);
-            MFA_UNROLL for (int j = 0; j < MFA_NV; j++)
-                if (j < vectors)
-                    acc[r][j] = v_fma(a, b[j], acc[r][j]);
+            vf a = v_set1(weights[r * MFA_MAX_KEY_BLOCK]);
+            MFA_UNROLL for (int j = 0; j < vectors; j++)
+                acc[r][j] = v_fma(a, b[j], acc[r][j]);
         }
         values += width;
     }
     MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
-        MFA_UNROLL for (int j = 0; j < MFA_NV; j++)
-            if (j < vectors)
-                v_store(output + r * width + j * MFA_LANES, acc[r][j]);
+        MFA_UNROLL for (int j = 0; j < vectors; j++)
+            v_store(output + r * width + j * MFA_LANES, acc[r][j]);
 }
 
 static void attend(const mfa_strip *s)
 {
-    float maxima[MFA_MR * MFA_LANES], scale[MFA_MR];
+    float maxima[MFA_MR * MFA_LANES];
+    row_factors rows;
     for (int i = 0; i < MFA_MR * MFA_LANES; i++)
         maxima[i] = -INFINITY;
-    for (unsigned tile = 0; tile < s->tiles; tile++)
-        score_tile(s, tile, maxima);
+    const unsigned tiles = s->keys_seen / MFA_NR;
+    for (unsigned tile = 0; tile < tiles; tile++)
+        score_tile(s, tile, maxima, MFA_NV);
+    switch ((s->keys_seen % MFA_NR + MFA_LANES - 1) / MFA_LANES) { /* the last, narrower tile */
+#if MFA_NV > 3
+    case 4: score_tile(s, tiles, maxima, 4); break;
+#endif
+#if MFA_NV > 2
+    case 3: score_tile(s, tiles, maxima, 3); break;
+#endif
+    case 2: score_tile(s, tiles, maxima, 2); break;
+    case 1: score_tile(s, tiles, maxima, 1); break;
+    default: break;
+    }
+    update_maxima(s, maxima, &rows);
     for (int row = 0; row < MFA_MR; row++)
-        scale[row] = soften_row(s, row, maxima);
+        soften_row(s, row, &rows);
+    const float *scale = rows.scale;
 
     const unsigned padded = mfa_padded_dim(s->value_dim, MFA_LANES);
     const float *panel = s->values;

@@ -39,10 +39,10 @@ typedef struct {
     mfa_strip_state *state;
     size_t panel_stride; /* floats between value panels of full width */
     unsigned head_dim, value_dim;
-    unsigned tiles;            /* key tiles to visit */
-    bool clipped;              /* some row sees less than tiles * nr keys */
-    const uint32_t *visible;   /* [mr] keys of the block that each row sees; used when clipped */
-    const float *const *bias;  /* [mr] rows of tiles * nr biases, or null for none */
+    unsigned keys_seen;       /* by the row that sees most; at most MFA_MAX_KEY_BLOCK */
+    bool clipped;             /* some row sees fewer than keys_seen rounded up to `lanes` */
+    const uint32_t *visible;  /* [mr] keys of the block that each row sees; used when clipped */
+    const float *const *bias; /* [mr] rows of as many biases, or null for none */
 } mfa_strip;
 
 /* Where vectors come from: `stride` elements between the vector's own elements. */

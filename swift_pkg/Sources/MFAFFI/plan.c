@@ -7,8 +7,12 @@
 
 enum {
     ALIGNMENT = 64,
+#ifndef BLOCK_ROWS
     BLOCK_ROWS = 256,      /* query rows whose outputs stay in the second-level cache */
+#endif
+#ifndef BLOCK_FLOATS
     BLOCK_FLOATS = 48 << 10, /* keys and values of one key block: 192 KiB */
+#endif
     CHUNK_KEYS = 512,
     THREAD_WORK = 1 << 20, /* multiply-adds that make one more thread worth waking */
 };

@@ -1,0 +1,36 @@
+"""Programs that several tests of this folder share."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import engine_build
+
+
+@pytest.fixture(scope="session", params=["gcc", "clang"])
+def compiler(request: pytest.FixtureRequest) -> str:
+    path = shutil.which("gcc") if request.param == "gcc" else engine_build.find_clang()
+    if path is None:
+        pytest.skip(f"{request.param} is not installed")
+    return path
+
+
+@pytest.fixture(scope="session")
+def gcc() -> str:
+    path = shutil.which("gcc") or shutil.which("cc")
+    if path is None:
+        pytest.skip("there is no C compiler")
+    return path
+
+
+@pytest.fixture(scope="session")
+def engine_test(gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test program, optimised as it ships."""
+    target = tmp_path_factory.mktemp("native") / "engine_test"
+    return engine_build.compile_test(gcc, target, "-O3", "-fvisibility=hidden")
