@@ -82,6 +82,18 @@ class Library:
         words = _text(text).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
+    def peak(self, threads: int = 0) -> float | None:
+        """Measure the machine's multiply-add peak in FLOP/s; ``None`` where it cannot be.
+
+        Args:
+            threads: At most so many threads; 0 means all that the process may use.
+
+        """
+        if not hasattr(self.lib, "mfa_portable_peak"):
+            return None
+        out = ffi().new("double *")
+        return float(out[0]) if self.lib.mfa_portable_peak(threads, out) == 0 else None
+
     def check(self, function: str, code: int) -> None:
         """Raise `NativeError` with the library's own text unless ``code`` is zero."""
         if code == 0:

@@ -630,6 +630,13 @@ mfa_error_t mfa_portable_attention(mfa_context_t context, const mfa_portable_arg
  */
 mfa_error_t mfa_portable_describe(char *text, size_t size);
 
+/*
+ * Measures the single-precision multiply-add peak of up to max_threads threads (0: all that the
+ * process may use), in floating-point operations a second, a fused one counted as two. Takes some
+ * tens of milliseconds. Error 3 where there is no loop for this CPU; error 1 as in describe.
+ */
+mfa_error_t mfa_portable_peak(uint32_t max_threads, double *flops_per_second);
+
 #if defined(__GNUC__)
 #pragma GCC visibility pop
 #endif

@@ -1,0 +1,149 @@
+/*
+ * The machine's multiply-add peak, to measure the engine against.
+ *
+ * Chains of fused multiply-adds in assembly, independent of each other and more of them than
+ * latency times throughput of any current core needs (12); a compiler would fold plain C ones.
+ */
+#include "include/mfa_ffi.h"
+
+#include "cpu.h"
+#include "handles.h"
+#include "threads.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+enum { STEPS = 400000 };
+
+typedef double (*peak_loop)(void); /* returns the operations done */
+
+#if defined(__x86_64__)
+
+#define CLOBBERED                                                                                  \
+    "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",       \
+        "xmm11", "xmm12", "xmm13", "cc"
+
+static double peak_avx2(void)
+{
+    long steps = STEPS;
+    __asm__ volatile("1:\n"
+#define CHAIN(n) "vfmadd231ps %%ymm" #n ", %%ymm" #n ", %%ymm" #n "\n"
+                     CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5) CHAIN(6) CHAIN(7)
+                     CHAIN(8) CHAIN(9) CHAIN(10) CHAIN(11) CHAIN(12) CHAIN(13)
+#undef CHAIN
+                     "sub $1, %0\n"
+                     "jnz 1b\n"
+                     "vzeroupper\n"
+                     : "+r"(steps)
+                     :
+                     : CLOBBERED);
+    return 14.0 * 8 * 2 * STEPS;
+}
+
+static double peak_avx512(void)
+{
+    long steps = STEPS;
+    __asm__ volatile("1:\n"
+#define CHAIN(n) "vfmadd231ps %%zmm" #n ", %%zmm" #n ", %%zmm" #n "\n"
+                     CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5) CHAIN(6) CHAIN(7)
+                     CHAIN(8) CHAIN(9) CHAIN(10) CHAIN(11) CHAIN(12) CHAIN(13)
+#undef CHAIN
+                     "sub $1, %0\n"
+                     "jnz 1b\n"
+                     "vzeroupper\n"
+                     : "+r"(steps)
+                     :
+                     : CLOBBERED);
+    return 14.0 * 16 * 2 * STEPS;
+}
+
+static unsigned loops(peak_loop found[2])
+{
+    const char *features = mfa_cpu_features();
+    unsigned count = 0;
+    if (strstr(features, "fma"))
+        found[count++] = peak_avx2;
+    if (strstr(features, "avx512f"))
+        found[count++] = peak_avx512;
+    return count;
+}
+
+#elif defined(__aarch64__)
+
+static double peak_neon(void)
+{
+    long steps = STEPS;
+    __asm__ volatile("1:\n"
+#define CHAIN(n) "fmla v" #n ".4s, v" #n ".4s, v" #n ".4s\n"
+                     CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5) CHAIN(6) CHAIN(7)
+                     CHAIN(16) CHAIN(17) CHAIN(18) CHAIN(19) CHAIN(20) CHAIN(21) CHAIN(22)
+                     CHAIN(23)
+#undef CHAIN
+                     "subs %0, %0, #1\n"
+                     "b.ne 1b\n"
+                     : "+r"(steps)
+                     :
+                     : "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v16", "v17", "v18", "v19",
+                       "v20", "v21", "v22", "v23", "cc");
+    return 16.0 * 4 * 2 * STEPS;
+}
+
+static unsigned loops(peak_loop found[2])
+{
+    found[0] = peak_neon;
+    return 1;
+}
+
+#else
+
+static unsigned loops(peak_loop found[2])
+{
+    (void)found;
+    return 0;
+}
+
+#endif
+
+typedef struct {
+    peak_loop loop;
+    _Atomic unsigned long done;  /* loops finished, by all threads together */
+    _Atomic unsigned long asked; /* loops begun */
+    unsigned long most;
+} peak_job;
+
+static void run(void *argument, unsigned index)
+{
+    peak_job *job = argument;
+    (void)index;
+    while (atomic_fetch_add(&job->asked, 1) < job->most) {
+        job->loop();
+        atomic_fetch_add(&job->done, 1);
+    }
+}
+
+mfa_error_t mfa_portable_peak(uint32_t max_threads, double *flops_per_second)
+{
+    mfa_setup setup;
+    peak_loop found[2];
+    if (!flops_per_second || !mfa_setup_read(&setup))
+        return MFA_ERROR_INVALID_ARGS;
+    unsigned count = loops(found);
+    if (count == 0)
+        return MFA_ERROR_DEVICE_NOT_SUPPORTED;
+    unsigned threads = setup.threads;
+    if (max_threads && max_threads < threads)
+        threads = max_threads;
+    double best = 0;
+    for (unsigned i = 0; i < count; i++) {
+        double operations = found[i](); /* warm: clocks rise, and it tells what one loop does */
+        /* Several loops a thread, so that a late start and an early end weigh little. */
+        peak_job job = {.loop = found[i], .most = 8UL * threads};
+        double start = mfa_seconds_now();
+        mfa_pool_run(run, &job, threads, setup.threads);
+        double rate = operations * (double)atomic_load(&job.done) / (mfa_seconds_now() - start);
+        if (rate > best)
+            best = rate;
+    }
+    *flops_per_second = best;
+    return MFA_SUCCESS;
+}
