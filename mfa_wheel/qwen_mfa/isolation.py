@@ -28,7 +28,7 @@ _CODE = (
 
 
 def prove_in_child(
-    kernel_name: str, variant: Variant, device: str, *, limit: float = LIMIT
+    kernel_name: str, variant: Variant, device: str
 ) -> Verdict:
     """Prove a kernel on MLX's device ``"cpu"`` or ``"gpu"`` in a child process. Never raises."""
     start = time.perf_counter()
@@ -48,10 +48,10 @@ def prove_in_child(
             f"the child process for its proof could not be started ({error})", start, lasting=False
         )
     try:
-        output, errors = child.communicate(timeout=limit)
+        output, errors = child.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
         _end(child)
-        return _failed(f"its proof gave no answer within {limit:g} s", start, lasting=False)
+        return _failed(f"its proof gave no answer within {LIMIT:g} s", start, lasting=False)
     except BaseException:
         _end(child)
         raise
