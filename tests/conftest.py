@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,13 +23,23 @@ def pytest_configure(config: pytest.Config) -> None:
     if (ROOT / "mfa_wheel") in Path(qwen_mfa.__file__).resolve().parents:
         msg = "qwen_mfa comes from the source tree; run `make install` and test the wheel"
         raise pytest.UsageError(msg)
+    # Never the user's own cache. Set once: child processes and test workers share it.
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="qwen-mfa-tests-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["QWEN_MFA_CACHE_DIR"] = folder.name
 
 
 @pytest.fixture(autouse=True)
-def fresh_dispatch() -> None:
-    """Let no test inherit another's choices or quarantined kernels."""
-    from qwen_mfa import dispatch
+def fresh_dispatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test inherit another's choices or quarantined kernels, and test the native kernel.
 
+    What dispatch would choose by itself is for ``tests/dispatch``.
+    """
+    from qwen_mfa import dispatch, library
+
+    if library.has_embedded():
+        monkeypatch.setenv("QWEN_MFA_BACKEND", "cpu")
     dispatch.reset()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qwen_mfa.errors import (
+    BackendError,
     HostError,
     LibraryError,
     NativeError,
@@ -18,28 +19,48 @@ from qwen_mfa.errors import (
 
 if TYPE_CHECKING:
     from qwen_mfa.attention import scaled_dot_product_attention
+    from qwen_mfa.counters import Stats, stats
+    from qwen_mfa.events import Event, subscribe
+    from qwen_mfa.policy import use
 
     __version__: str
 
 __all__ = [
+    "BackendError",
+    "Event",
     "HostError",
     "LibraryError",
     "NativeError",
     "QwenMfaError",
     "RunError",
+    "Stats",
     "WeightsError",
     "__version__",
     "scaled_dot_product_attention",
+    "stats",
+    "subscribe",
+    "use",
 ]
+
+# Loaded when asked for, so that importing the package costs next to nothing.
+_LAZY = {
+    "Event": "events",
+    "Stats": "counters",
+    "scaled_dot_product_attention": "attention",
+    "stats": "counters",
+    "subscribe": "events",
+    "use": "policy",
+}
 
 
 def __getattr__(name: str) -> object:
-    """Load the operation (and with it MLX) and the version only when they are asked for."""
-    if name == "scaled_dot_product_attention":
-        from qwen_mfa.attention import scaled_dot_product_attention  # noqa: PLC0415
+    """Load what is asked for: the operation brings MLX with it."""
+    if name in _LAZY:
+        from importlib import import_module  # noqa: PLC0415
 
-        globals()[name] = scaled_dot_product_attention
-        return scaled_dot_product_attention
+        found: object = getattr(import_module(f"qwen_mfa.{_LAZY[name]}"), name)
+        globals()[name] = found
+        return found
     if name == "__version__":
         from importlib.metadata import version  # noqa: PLC0415
 

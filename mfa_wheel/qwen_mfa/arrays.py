@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from qwen_mfa._ffi import ffi
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,14 +86,67 @@ def fresh(shape: tuple[int, int, int, int], dtype: mx.Dtype, *, interleaved: boo
 
     """
     stream = working_stream()
+    guards = _guards.get()
+    empty = mx.empty if guards is None else guards.empty
     batch, heads, rows, dim = shape
     if interleaved:
-        out = mx.empty((batch, rows, heads, dim), dtype=dtype, stream=stream)
+        out = empty((batch, rows, heads, dim), dtype=dtype, stream=stream)
         out = out.transpose(0, 2, 1, 3, stream=stream)
     else:
-        out = mx.empty(shape, dtype=dtype, stream=stream)
+        out = empty(shape, dtype=dtype, stream=stream)
     mx.eval(out)
     return out
+
+
+class GuardZones:
+    """Fresh arrays with known bytes around them, to see a kernel write where it must not.
+
+    The bytes are NaN in every floating-point format, so that what is never written shows as well.
+    """
+
+    _BYTE = 0xFF
+    _LEAST = 256  # elements before and after; after, at least as many as the array itself has
+
+    def __init__(self) -> None:
+        self._zones: list[tuple[mx.array, int, int]] = []
+
+    def empty(
+        self, shape: tuple[int, ...], dtype: mx.Dtype, stream: mx.Stream | None = None
+    ) -> mx.array:
+        """Return an array of ``shape`` between two guard zones."""
+        count = prod(shape)
+        after = max(count, self._LEAST)
+        whole = (self._LEAST + count + after) * dtype.size
+        base = mx.full((whole,), self._BYTE, dtype=mx.uint8, stream=stream)
+        elements = base.view(dtype, stream=stream)[self._LEAST : self._LEAST + count]
+        out = elements.reshape(shape, stream=stream)
+        mx.eval(base, out)
+        start = self._LEAST * dtype.size
+        self._zones.append((base, start, start + count * dtype.size))
+        return out
+
+    def intact(self) -> bool:
+        """Whether nothing was written outside the arrays."""
+        for base, start, end in self._zones:
+            data = bytes(memoryview(base))  # type: ignore[arg-type]
+            outside = data[:start] + data[end:]
+            if outside.count(self._BYTE) != len(outside):
+                return False
+        return True
+
+
+_guards: ContextVar[GuardZones | None] = ContextVar("guards", default=None)
+
+
+@contextmanager
+def guard_zones() -> Iterator[GuardZones]:
+    """Give the arrays that `fresh` makes in this context guard zones."""
+    guards = GuardZones()
+    token = _guards.set(guards)
+    try:
+        yield guards
+    finally:
+        _guards.reset(token)
 
 
 _forked = False
@@ -98,6 +156,11 @@ _local = threading.local()
 def _after_fork() -> None:
     global _forked  # noqa: PLW0603
     _forked = True
+
+
+def is_forked() -> bool:
+    """Whether this process was forked after the import: MLX's default stream is dead in it."""
+    return _forked
 
 
 os.register_at_fork(after_in_child=_after_fork)  # a hook only: nothing runs until a fork

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from qwen_mfa import dispatch, events, padding
-from qwen_mfa.arrays import working_stream
+from qwen_mfa import counters, dispatch, events, padding, policy
+from qwen_mfa.eager import differentiable, evaluate
 from qwen_mfa.kernels import Call
 from qwen_mfa.kernels import mlx as reference
 from qwen_mfa.problem import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from qwen_mfa.problem import Problem
 
 
@@ -64,120 +60,92 @@ def scaled_dot_product_attention(
     Source of the semantics: ``mlx/fast.cpp`` of MLX 0.32.
 
     """
+    key: object
+    try:
+        key = (
+            *(q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype),
+            mask if mask is None or isinstance(mask, str) else (mask.shape, mask.dtype),
+            None if sinks is None else (sinks.shape, sinks.dtype),
+            stream,
+            mx.default_device().type,
+            policy.current(),
+        )
+        reason = _mlx_because.get(key)
+    except (AttributeError, TypeError):  # arguments that MLX rejects
+        key = reason = None
+    if reason is not None:
+        # The steady state where MLX's kernel is chosen: nothing but this look-up is added to it.
+        if events.wanted():
+            problem = describe(q, k, v, mask, sinks)
+            events.emit(events.Event(problem=problem, kernel=reference.name, reason=reason))
+        counters.count(reference.name, reason)
+        return mx.fast.scaled_dot_product_attention(
+            q, k, v, scale=scale, mask=mask, sinks=sinks, force_fused=force_fused, stream=stream
+        )
     call = Call(
         q=q, k=k, v=v, scale=scale, mask=mask, sinks=sinks, force_fused=force_fused, stream=stream
     )
-    return _attend(call)
+    return _attend(call, key)
 
 
-def _attend(call: Call) -> mx.array:
+# Why MLX computes calls of these shapes, dtypes and so on, whatever the arrays hold.
+_mlx_because: dict[object, str] = {}
+_MOST_KEYS = 4096  # a bound on memory
+dispatch.when_forgotten(_mlx_because.clear)
+
+
+def _attend(call: Call, key: object = None) -> mx.array:
     problem = describe(call.q, call.k, call.v, call.mask, call.sinks)
     if problem is None or not isinstance(call.scale, (int, float)) or call.force_fused:
         return _by_mlx(problem, call, "MLX judges this call")
     parts = padding.visible_parts(problem, call.mask)
     if parts is not None:
         return _without_padding(parts, problem, call)
-    choice = dispatch.choose(problem)
+    choice = dispatch.choose(problem, may_measure=lambda: evaluate(call))
     if choice.kernel is reference:
+        if choice.final and key is not None and not isinstance(call.mask, mx.array):
+            _remember(key, choice.reason)
         return _by_mlx(problem, call, choice.reason)
-    if not _on_cpu(call.stream):
-        return _by_mlx(problem, call, "the caller's stream is not the CPU's")
-    if not _evaluate(call):
+    if _is_elsewhere(call.stream):
+        return _by_mlx(problem, call, "the caller's stream is of another device than MLX's default")
+    if not evaluate(call):
         return _by_mlx(problem, call, "inside mx.compile or mx.vmap, or a lazy foreign input")
-    return _differentiable(problem, call, partial(_run, choice, problem))
+    return differentiable(problem, call, partial(_run, choice, problem))
+
+
+def _remember(key: object, reason: str) -> None:
+    if len(_mlx_because) >= _MOST_KEYS:
+        _mlx_because.clear()
+    _mlx_because[key] = reason
 
 
 def _by_mlx(problem: Problem | None, call: Call, reason: str) -> mx.array:
-    if events.wanted():
-        events.emit(events.Event(problem=problem, kernel=reference.name, reason=reason))
+    events.record(problem, reference.name, reason)
     return reference.run(problem, call)
 
 
 def _run(choice: dispatch.Choice, problem: Problem, call: Call) -> mx.array:
-    if not events.wanted():
-        return dispatch.run(choice.kernel, problem, call)
     start = time.perf_counter()
     result = dispatch.run(choice.kernel, problem, call)
     seconds = time.perf_counter() - start
-    # A kernel that failed was replaced by MLX and is quarantined: no longer the choice.
-    now = dispatch.choose(problem)
-    failed = now.kernel is not choice.kernel
-    events.emit(
-        events.Event(
-            problem=problem,
-            kernel=reference.name if failed else choice.kernel.name,
-            reason=(now if failed else choice).reason,
-            seconds=None if failed else seconds,
-        )
-    )
+    failure = dispatch.quarantined().get(choice.kernel.name)
+    if failure is None:
+        events.record(problem, choice.kernel.name, choice.reason, seconds)
+    else:
+        events.record(problem, reference.name, f"{choice.kernel.name}: {failure}")
     return result
 
 
 def _without_padding(parts: tuple[padding.Part, ...], problem: Problem, call: Call) -> mx.array:
-    if events.wanted():
-        reason = "the mask only hides padded keys"
-        events.emit(events.Event(problem=problem, kernel=None, reason=reason))
+    events.record(problem, None, "the mask only hides padded keys")
     if problem.mask == "bool":
         return padding.attend(parts, call, _attend)
     # An additive mask may be a variable itself: its gradient needs the masked computation.
-    return _differentiable(problem, call, lambda call: padding.attend(parts, call, _attend))
+    return differentiable(problem, call, lambda call: padding.attend(parts, call, _attend))
 
 
-def _on_cpu(stream: mx.Stream | mx.Device | None) -> bool:
+def _is_elsewhere(stream: mx.Stream | mx.Device | None) -> bool:
     if stream is None:
-        return True
-    device = stream.device if isinstance(stream, mx.Stream) else stream
-    return bool(device == mx.cpu)
-
-
-def _evaluate(call: Call) -> bool:
-    """Evaluate the inputs; tell whether that was possible.
-
-    MLX raises ValueError while it traces for compile or vmap, and RuntimeError for a lazy array
-    whose stream lives in another thread. An error of the inputs' own computation surfaces again,
-    unchanged, when MLX evaluates the graph that we return instead.
-    """
-    try:
-        mx.eval(call.arrays())
-    except (ValueError, RuntimeError):
         return False
-    return True
-
-
-def _differentiable(problem: Problem, call: Call, compute: Callable[[Call], mx.array]) -> mx.array:
-    """Run ``compute`` as a custom function, so that gradients are MLX's.
-
-    An array made from raw memory is a constant to ``mx.grad``: without this, gradients come out
-    as zeros, silently.
-    """
-
-    def with_arrays(arrays: Sequence[mx.array]) -> Call:
-        rest = list(arrays[3:])
-        mask = rest.pop(0) if isinstance(call.mask, mx.array) else call.mask
-        sinks = rest.pop(0) if call.sinks is not None else None
-        q, k, v = arrays[:3]
-        return replace(call, q=q, k=k, v=v, mask=mask, sinks=sinks)
-
-    def original(*arrays: mx.array) -> mx.array:
-        return reference.run(problem, with_arrays(arrays))
-
-    def forward(*arrays: mx.array) -> mx.array:
-        return compute(with_arrays(arrays))
-
-    def vjp(primals: Sequence[mx.array], cotangent: mx.array, _out: mx.array) -> list[mx.array]:
-        _, grads = mx.vjp(lambda *xs: [original(*xs)], list(primals), [cotangent])
-        return list(grads)
-
-    def jvp(primals: Sequence[mx.array], tangents: Sequence[mx.array | None]) -> mx.array:
-        dense = [
-            mx.zeros_like(p) if t is None else t for p, t in zip(primals, tangents, strict=True)
-        ]
-        _, out = mx.jvp(lambda *xs: [original(*xs)], list(primals), dense)
-        return out[0]
-
-    function = mx.custom_function(forward)
-    function.vjp(vjp)
-    function.jvp(jvp)
-    stream = working_stream()
-    with mx.stream(stream) if stream else nullcontext():
-        return cast("mx.array", function(*call.arrays()))
+    device = stream.device if isinstance(stream, mx.Stream) else stream
+    return bool(device.type != mx.default_device().type)

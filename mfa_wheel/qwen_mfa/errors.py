@@ -60,3 +60,7 @@ class HostError(QwenMfaError):
 
 class RunError(QwenMfaError):
     """``qwen-mfa run`` cannot start the command, or cannot write its report."""
+
+
+class BackendError(QwenMfaError):
+    """A kernel that the user forces cannot run, or ``QWEN_MFA_BACKEND`` names none there is."""

@@ -1,10 +1,12 @@
-"""Tells subscribers which kernel ran for which problem. Without subscribers it costs nothing."""
+"""Tells subscribers which kernel ran for which problem, and keeps the counters of `stats`."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from qwen_mfa import counters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,3 +60,12 @@ def emit(event: Event) -> None:
     """Hand ``event`` to the subscribers."""
     for subscriber in _subscribers:
         subscriber(event)
+
+
+def record(
+    problem: Problem | None, kernel: str | None, reason: str, seconds: float | None = None
+) -> None:
+    """Count one call, and tell subscribers, if any."""
+    counters.count(kernel, reason)
+    if _subscribers:
+        emit(Event(problem=problem, kernel=kernel, reason=reason, seconds=seconds))

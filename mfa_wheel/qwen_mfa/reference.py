@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qwen_mfa.kernels import Call
 
 
@@ -39,9 +42,15 @@ def attention_float64(call: Call) -> mx.array:
 def _head(
     call: Call, b: int, h: int, kv: int, mask: mx.array | None, sink: mx.array | None
 ) -> mx.array:
-    q = call.q[b, h].astype(mx.float64) * call.scale
-    k, v = (x[b, kv].astype(mx.float64) for x in (call.k, call.v))
-    scores = q @ k.T
+    weights = _weights(call.q[b, h], call.k[b, kv], call.scale, mask, sink)
+    return weights @ call.v[b, kv].astype(mx.float64)
+
+
+def _weights(
+    q: mx.array, k: mx.array, scale: float, mask: mx.array | None, sink: mx.array | None
+) -> mx.array:
+    """Return the softmax weights ``[…, rows, keys]``, what a sink takes left out."""
+    scores = (q.astype(mx.float64) * scale) @ k.astype(mx.float64).swapaxes(-1, -2)
     if mask is not None:
         scores = mx.where(mask, scores, -mx.inf) if mask.dtype == mx.bool_ else scores + mask
     empty = mx.isneginf(scores).all(axis=-1, keepdims=True)
@@ -55,7 +64,44 @@ def _head(
     total = weights.sum(axis=-1, keepdims=True)
     if sink is not None:
         total = total + mx.exp(sink.astype(mx.float64) - top)
-    return (weights @ v) / mx.where(total == 0, 1.0, total)
+    return weights / mx.where(total == 0, 1.0, total)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exact:
+    """Some query rows of the result, with what an error bound is made of. All float64, evaluated.
+
+    Attributes:
+        value: ``[B, Hq, R, Dv]``, the result.
+        spread: ``[B, Hq, R, Dv]``, the same with absolute values: ``weights @ |v|``.
+        size: ``[B, Hq, R, 1]``, the largest ``scale · |q| |k|ᵀ + |bias|`` of a key that counts.
+
+    """
+
+    value: mx.array
+    spread: mx.array
+    size: mx.array
+
+
+def attention_rows(call: Call, rows: Sequence[int]) -> Exact:
+    """Compute the query rows ``rows`` of ``call`` in float64, all heads at once."""
+    with mx.stream(mx.Device(mx.DeviceType.cpu)):
+        repeat = call.q.shape[1] // call.k.shape[1]
+        q = call.q[:, :, mx.array(list(rows))]
+        k, v = (mx.repeat(x, repeat, axis=1).astype(mx.float64) for x in (call.k, call.v))
+        mask = None if call.mask is None else _mask(call, call.mask)[:, :, mx.array(list(rows))]
+        sink = None if call.sinks is None else call.sinks[None, :, None, None]
+        weights = _weights(q, k, call.scale, mask, sink)
+        size = mx.abs(q.astype(mx.float64) * call.scale) @ mx.abs(k).swapaxes(-1, -2)
+        if mask is not None and mask.dtype != mx.bool_:
+            size = size + mx.abs(mask)
+        exact = Exact(
+            value=weights @ v,
+            spread=weights @ mx.abs(v),
+            size=mx.where(weights > 0, size, 0.0).max(axis=-1, keepdims=True),
+        )
+        mx.eval(exact.value, exact.spread, exact.size)
+        return exact
 
 
 def _mask(call: Call, mask: mx.array | str) -> mx.array:

@@ -44,9 +44,19 @@ class Call:
 
 
 class Kernel(Protocol):
-    """A way to compute attention."""
+    """A way to compute attention.
+
+    Attributes:
+        name: What users call it, as in ``QWEN_MFA_BACKEND``.
+        roundoff: Unit roundoff of what it keeps between its steps (scores, weights); sums are
+            taken in FP32 by all. The error bounds of its proof are made of it.
+        needs_child_proof: Whether its first proof may end the process (native code, drivers).
+
+    """
 
     name: str
+    roundoff: float
+    needs_child_proof: bool
 
     def refuses(self, problem: Problem) -> str | None:
         """Return why this kernel cannot take ``problem``, in words, or ``None``."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from qwen_mfa.problem import Problem
 
 name = "cpu"
+roundoff = 2**-24
+needs_child_proof = True
 
 MAX_HEAD_DIM = 1024
 _MLX_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}

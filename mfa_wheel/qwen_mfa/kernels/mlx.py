@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from qwen_mfa.problem import Problem
 
 name = "mlx"
+roundoff = 2**-8  # bfloat16 all the way, on the CPU
+needs_child_proof = False
 
 
 def refuses(problem: Problem) -> str | None:  # noqa: ARG001

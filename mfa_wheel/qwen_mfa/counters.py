@@ -1,0 +1,51 @@
+"""Counts what ran how often: behind `qwen_mfa.stats`."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+_counts: dict[tuple[str | None, str], int] = {}
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stats:
+    """What `qwen_mfa.scaled_dot_product_attention` did in this process so far.
+
+    Attributes:
+        calls: Calls by kernel name. Calls whose padding was removed are not among them, the calls
+            for the keys that were left are.
+        reasons: The same by kernel and reason; ``None`` for removed padding.
+        quarantined: Kernels that failed, with what happened; they are not used any more.
+
+    """
+
+    calls: dict[str, int]
+    reasons: dict[tuple[str | None, str], int]
+    quarantined: dict[str, str]
+
+
+def count(kernel: str | None, reason: str) -> None:
+    """Add one call."""
+    with _lock:
+        _counts[kernel, reason] = _counts.get((kernel, reason), 0) + 1
+
+
+def stats() -> Stats:
+    """Return what ran how often in this process. `qwen_mfa.subscribe` tells it call by call."""
+    from qwen_mfa import dispatch  # noqa: PLC0415 - which counts
+
+    with _lock:
+        reasons = dict(_counts)
+    calls: dict[str, int] = {}
+    for (kernel, _), number in reasons.items():
+        if kernel is not None:
+            calls[kernel] = calls.get(kernel, 0) + number
+    return Stats(calls=calls, reasons=reasons, quarantined=dispatch.quarantined())
+
+
+def reset() -> None:
+    """Start from zero."""
+    with _lock:
+        _counts.clear()

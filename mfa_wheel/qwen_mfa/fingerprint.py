@@ -1,0 +1,31 @@
+"""What decisions depend on: they hold in the environment that they were made in alone."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from qwen_mfa import host, library
+from qwen_mfa.errors import LibraryError
+
+
+def environment() -> dict[str, Any]:
+    """Return the environment as JSON values; any difference makes it another one."""
+    here = host.read()
+    try:
+        opened = library.load()
+        native: dict[str, Any] = {"sha256": opened.sha256, **opened.facts}
+    except LibraryError as error:
+        native = {"unusable": error.cause}
+    try:
+        ours = version("qwen-mfa")
+    except PackageNotFoundError:  # run from a source tree
+        ours = "unknown"
+    return {
+        "qwen-mfa": ours,
+        "library": native,
+        "system": [here.system, here.release, here.build, here.machine],
+        "processor": [here.chip, here.gpu],
+        "cpus": here.cpus,
+        "mlx": [here.mlx, *here.backends],
+    }

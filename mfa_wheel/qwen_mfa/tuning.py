@@ -1,0 +1,195 @@
+"""Measures whether a kernel is faster than MLX for a class of problems: paired and bounded.
+
+Kernel and MLX run in turn, each pair in the other order, after one warm run of both. The quantity
+is the median of log(MLX / kernel) over the pairs; its noise is three standard errors, from the
+median absolute deviation, and never less than 2 %. A kernel wins only by more than the noise, and
+only if it does at both ends of the class.
+
+The cost is bounded: about `BUDGET` seconds for each end. Where a problem would take longer, a
+smaller one of its kind (fewer heads, but at least one a processor; then shorter) is measured
+instead, and then the kernel must win by `EXTRAPOLATION` more.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from qwen_mfa import eager, host
+from qwen_mfa.inputs import draw
+from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.variants import resized
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qwen_mfa.kernels import Kernel
+    from qwen_mfa.problem import Problem
+
+BUDGET = 0.8  # seconds for one end of a class
+LEAST_PAIRS, MOST_PAIRS = 5, 40
+CLEAR = math.log(1.5)  # when all of the least pairs say so, they are enough
+FLOOR = 0.02
+EXTRAPOLATION = math.log(1.25)
+_FIRST_LOOK = 1 << 26  # operations: some 30 ms where attention runs at 2 GFLOP/s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One problem, measured.
+
+    Attributes:
+        problem: In words.
+        seconds: Median time of the kernel.
+        seconds_mlx: Median time of MLX.
+        gain: Median of log(MLX / kernel); positive when the kernel is faster.
+        noise: What ``gain`` must exceed to be believed.
+        pairs: How many were run.
+        reduced: Whether it is smaller than the end of the class that it stands for.
+
+    """
+
+    problem: str
+    seconds: float
+    seconds_mlx: float
+    gain: float
+    noise: float
+    pairs: int
+    reduced: bool
+
+    @property
+    def wins(self) -> bool:
+        """Whether the kernel was faster beyond doubt."""
+        return self.gain > self.noise + (EXTRAPOLATION if self.reduced else 0.0)
+
+    def __str__(self) -> str:
+        ratio, low, high = (math.exp(self.gain + x * self.noise) for x in (0, -1, 1))
+        smaller = ", smaller than its class" if self.reduced else ""
+        return (
+            f"{ratio:.2f} x MLX's speed ({low:.2f} to {high:.2f} with noise) at {self.problem}"
+            f"{smaller}"
+        )
+
+
+def measure(
+    kernel: Kernel,
+    ends: tuple[Problem, Problem],
+    *,
+    budget: float = BUDGET,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Sample]:
+    """Compare ``kernel`` with MLX at both ends of a class; stop when the first end is lost.
+
+    Raises:
+        QwenMfaError: The kernel failed.
+
+    """
+    samples: list[Sample] = []
+    for end in dict.fromkeys(ends):
+        sample = _compare(kernel, end, budget, clock)
+        samples.append(sample)
+        # The other end of a class that had to be reduced would be reduced to the same.
+        if sample.reduced or not sample.wins:
+            break
+    return samples
+
+
+def _compare(kernel: Kernel, end: Problem, budget: float, clock: Callable[[], float]) -> Sample:
+    first = shrink(end, _FIRST_LOOK)
+    run = _runner(kernel, first, clock)
+    run()
+    pair = sum(run())
+    affordable = budget / (LEAST_PAIRS + 2)
+    if first != end and pair * end.flops / first.flops > affordable:
+        chosen = shrink(end, max(first.flops, int(first.flops * affordable / pair)))
+    else:
+        chosen = end
+    if chosen != first:
+        run = _runner(kernel, chosen, clock)
+        run()
+    pairs = _pairs(run, budget, clock)
+    ratios = [math.log(theirs / ours) for ours, theirs in pairs]
+    gain = statistics.median(ratios)
+    spread = 1.4826 * statistics.median(abs(x - gain) for x in ratios)
+    return Sample(
+        problem=str(chosen),
+        seconds=statistics.median(ours for ours, _ in pairs),
+        seconds_mlx=statistics.median(theirs for _, theirs in pairs),
+        gain=gain,
+        # 1.2533: the standard error of a median is that much larger than a mean's.
+        noise=max(FLOOR, 3 * 1.2533 * spread / math.sqrt(len(ratios))),
+        pairs=len(pairs),
+        reduced=chosen != end,
+    )
+
+
+def _pairs(
+    run: Callable[..., tuple[float, float]], budget: float, clock: Callable[[], float]
+) -> list[tuple[float, float]]:
+    start = clock()
+    pairs: list[tuple[float, float]] = []
+    while len(pairs) < MOST_PAIRS:
+        pairs.append(run(mlx_first=len(pairs) % 2 == 1))
+        logs = [math.log(theirs / ours) for ours, theirs in pairs]
+        if len(pairs) < LEAST_PAIRS:
+            continue
+        # A clock that jumps ends this too early or after MOST_PAIRS, never later.
+        if min(logs) > CLEAR or max(logs) < -CLEAR or not 0 <= clock() - start < budget:
+            break
+    return pairs
+
+
+def _runner(
+    kernel: Kernel, problem: Problem, clock: Callable[[], float]
+) -> Callable[..., tuple[float, float]]:
+    """Return a function that runs kernel and MLX once each and returns both times."""
+    call = draw(problem).call
+
+    def ours() -> mx.array:
+        eager.evaluate(call)
+        return eager.differentiable(problem, call, lambda call: kernel.run(problem, call))
+
+    def theirs() -> mx.array:
+        return reference.run(problem, call)
+
+    def run(*, mlx_first: bool = False) -> tuple[float, float]:
+        if mlx_first:
+            second = _time(theirs, clock)
+            return _time(ours, clock), second
+        return _time(ours, clock), _time(theirs, clock)
+
+    return run
+
+
+def _time(work: Callable[[], mx.array], clock: Callable[[], float]) -> float:
+    start = clock()
+    mx.eval(work())
+    return max(clock() - start, 1e-9)
+
+
+def shrink(problem: Problem, flops: int) -> Problem:
+    """Return ``problem``, or a smaller one of its kind with about ``flops`` operations.
+
+    Batch and heads go first, down to what keeps all processors busy; lengths follow, in
+    proportion.
+    """
+    if problem.flops <= flops:
+        return problem
+    smaller = resized(problem, batch=1)
+    group = smaller.heads_q // smaller.heads_kv
+    per_head = smaller.flops // smaller.heads_q
+    least = min(smaller.heads_kv, max(1, -(-host.available_cpus() // group)))
+    heads = min(smaller.heads_kv, max(least, flops // max(1, per_head * group)))
+    smaller = resized(smaller, heads_q=heads * group, heads_kv=heads)
+    if smaller.flops <= flops:
+        return smaller
+    factor = math.sqrt(flops / smaller.flops)
+    q, kv = (max(1, int(n * factor)) for n in (smaller.seq_q, smaller.seq_kv))
+    if q == kv and problem.seq_q != problem.seq_kv:  # rounding must not change the kind
+        q, kv = (q, kv + 1) if problem.seq_q < problem.seq_kv else (q + 1, kv)
+    return resized(smaller, seq_q=q, seq_kv=kv)

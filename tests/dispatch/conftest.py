@@ -1,0 +1,62 @@
+"""Every test here starts cold: an empty cache, and nothing forced."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from qwen_mfa import counters, dispatch, library
+from tests.standins import faulty
+
+Faulty = Callable[[str], None]
+
+
+@pytest.fixture(autouse=True)
+def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_dispatch: None) -> Path:
+    monkeypatch.delenv("QWEN_MFA_BACKEND", raising=False)
+    monkeypatch.delenv("QWEN_MFA_TUNE", raising=False)
+    monkeypatch.setenv("QWEN_MFA_CACHE_DIR", str(tmp_path / "cache"))
+    dispatch.reset()
+    counters.reset()
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def faulty_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which the workers share
+    place = folder / "faulty"
+    with FileLock(folder / "faulty.lock"):
+        if not (place / "libfaulty.so").exists():
+            place.mkdir(exist_ok=True)
+            faulty.build(place)
+    return place / "libfaulty.so"
+
+
+@pytest.fixture
+def use_faulty(faulty_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
+    """Put the stand-in in the place of the library, with a fault."""
+
+    def install(fault: str) -> None:
+        monkeypatch.setenv("QWEN_MFA_LIBRARY", str(faulty_library))
+        monkeypatch.setenv("QWEN_MFA_FAULT", fault)
+        library.forget()
+        dispatch.reset()
+
+    yield install
+    library.forget()
+
+
+def python(code: str, *, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a new process with our environment and ``env``."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=timeout,
+    )  # fmt: skip
