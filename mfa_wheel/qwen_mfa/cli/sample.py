@@ -28,7 +28,7 @@ DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 TIMEOUT = 600.0
 
 # glibc otherwise keeps freed blocks of tens of MiB and would serve the measured call from them.
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size to the current one
 
@@ -85,11 +85,11 @@ def take(request: Request) -> Sample:
     # Opens the library and starts its threads, so that neither counts.
     _run(request.kernel, draw(request.dtype, masked=request.masked, image_tokens=1))
     mx.clear_cache()
-    before = _peak(reset=True)
+    before = peak_resident(reset=True)
     start = time.perf_counter()
     out = _run(request.kernel, call)
     first = time.perf_counter() - start
-    peak = max(0, _peak() - before)
+    peak = max(0, peak_resident() - before)
     # What takes seconds is not hurt by a cold start; what takes milliseconds is.
     rounds = [first] if first > 1 else [_timed(request.kernel, call) for _ in range(3)]
     mx.save_safetensors(request.output, {"out": out})
@@ -103,7 +103,7 @@ def take_in_child(request: Request) -> Sample:
         done = subprocess.run(
             command,
             input=json.dumps(asdict(request)),
-            env={**os.environ, **_MALLOC},
+            env={**os.environ, **MALLOC},
             capture_output=True,
             text=True,
             timeout=TIMEOUT,
@@ -136,7 +136,7 @@ def _timed(kernel: str, call: Call) -> float:
     return time.perf_counter() - start
 
 
-def _peak(*, reset: bool = False) -> int:
+def peak_resident(*, reset: bool = False) -> int:
     """Return the peak resident set size in bytes, after making it the current one if asked to."""
     if reset and _CLEAR_REFS.exists():
         _CLEAR_REFS.write_text(_RESET_PEAK, encoding="ascii")

@@ -68,7 +68,7 @@ def interleave(
         for name in names:
             contestants[name]()
     measured = Rounds(times={name: [] for name in names})
-    for number in range(1, rounds + 1):
+    for number in range(1, rounds + 1 if names else 1):
         # A rotation: nobody always runs after the same neighbour's cache contents.
         turn = (number - 1) % len(names)
         for name in names[turn:] + names[:turn]:
