@@ -9,6 +9,7 @@
  *
  * Keys: b h hkv sq skv s(=sq=skv) d dv dt(fp32|bf16|fp16) causal(0|1|2) layout(bhsd|bshd)
  *       mask(none|pad|padf|full) keep(keys left by pad masks) threads isa
+ *       lib(another build of the engine, to compare with)
  *       clock(wall|cpu)   cpu: the thread's own time, with threads=1 only; blind to other load
  */
 #if !defined(_GNU_SOURCE)
@@ -32,15 +33,14 @@ typedef struct {
     const char *name;
     uint32_t b, h, hkv, sq, skv, d, dv, keep, threads;
     bool cpu_time;
+    mfa_error_t (*attention)(mfa_context_t, const mfa_portable_args_t *);
+    mfa_context_t context;
     int precision, causal, bshd, mask;
     char isa[16];
     mfa_portable_args_t args;
     double seconds[MAX_ROUNDS], peak[MAX_ROUNDS];
     long extra_kib;
 } bench_case;
-
-static mfa_error_t (*attention)(mfa_context_t, const mfa_portable_args_t *);
-static mfa_context_t context;
 
 static clockid_t clock_used = CLOCK_MONOTONIC;
 
@@ -122,6 +122,28 @@ static double measure_peak(unsigned threads)
 
 /* ---- cases ---- */
 
+/* The engine in `path`; returns the threads that it would use. */
+static unsigned open_engine(bench_case *c, const char *path)
+{
+    mfa_error_t (*create)(mfa_context_t *), (*describe)(char *, size_t);
+    char text[256];
+    void *library = dlopen(path, RTLD_NOW);
+    if (!library) {
+        fprintf(stderr, "%s\n", dlerror());
+        exit(2);
+    }
+    *(void **)&create = dlsym(library, "mfa_create_context");
+    *(void **)&describe = dlsym(library, "mfa_portable_describe");
+    *(void **)&c->attention = dlsym(library, "mfa_portable_attention");
+    if (!create || !describe || !c->attention || create(&c->context) ||
+        describe(text, sizeof text)) {
+        fprintf(stderr, "%s is no portable engine, or its environment is wrong\n", path);
+        exit(2);
+    }
+    const char *threads = strstr(text, "threads=");
+    return threads ? (unsigned)atoi(threads + 8) : 1;
+}
+
 static void parse(bench_case *c, const char *text)
 {
     char copy[256], *rest = NULL;
@@ -153,6 +175,7 @@ static void parse(bench_case *c, const char *text)
         else if (!strcmp(item, "keep")) c->keep = number;
         else if (!strcmp(item, "threads")) c->threads = number;
         else if (!strcmp(item, "layout")) c->bshd = !strcmp(value, "bshd");
+        else if (!strcmp(item, "lib")) open_engine(c, value);
         else if (!strcmp(item, "clock")) c->cpu_time = !strcmp(value, "cpu");
         else if (!strcmp(item, "isa")) snprintf(c->isa, sizeof c->isa, "%s", value);
         else if (!strcmp(item, "dt"))
@@ -255,7 +278,7 @@ static double run_case(const bench_case *c)
     if (c->isa[0])
         setenv("QWEN_MFA_ISA", c->isa, 1);
     double start = now();
-    mfa_error_t error = attention(context, &c->args);
+    mfa_error_t error = c->attention(c->context, &c->args);
     double seconds = now() - start;
     if (c->isa[0])
         unsetenv("QWEN_MFA_ISA");
@@ -290,30 +313,20 @@ static double quantile(const double *values, int count, double at)
 int main(int count, char **argument)
 {
     static bench_case cases[MAX_CASES];
-    mfa_error_t (*create)(mfa_context_t *), (*describe)(char *, size_t);
-    char text[256];
+    unsigned threads = 1;
     if (count < 4 || count - 3 > MAX_CASES) {
         fprintf(stderr, "usage: engine_bench LIBRARY ROUNDS CASE...\n");
         return 2;
     }
     int rounds = atoi(argument[2]), number = count - 3;
-    void *library = dlopen(argument[1], RTLD_NOW);
-    if (!library || rounds < 1 || rounds > MAX_ROUNDS) {
-        fprintf(stderr, "%s\n", library ? "rounds: 1 to 400" : dlerror());
+    if (rounds < 1 || rounds > MAX_ROUNDS) {
+        fprintf(stderr, "rounds: 1 to %d\n", MAX_ROUNDS);
         return 2;
     }
-    *(void **)&create = dlsym(library, "mfa_create_context");
-    *(void **)&describe = dlsym(library, "mfa_portable_describe");
-    *(void **)&attention = dlsym(library, "mfa_portable_attention");
-    if (!create || !describe || !attention || create(&context) || describe(text, sizeof text)) {
-        fprintf(stderr, "%s is no portable engine, or its environment is wrong\n", argument[1]);
-        return 2;
-    }
-    const char *threads_text = strstr(text, "threads=");
-    unsigned threads = (unsigned)atoi(threads_text + 8);
-    printf("# %s\n", text);
     for (int i = 0; i < number; i++) {
         parse(&cases[i], argument[i + 3]);
+        if (!cases[i].attention)
+            threads = open_engine(&cases[i], argument[1]);
         prepare(&cases[i]);
     }
     for (int i = 0; i < number; i++) { /* warm-up; ascending sizes show each one's peak memory */

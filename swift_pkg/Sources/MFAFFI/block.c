@@ -2,7 +2,7 @@
 #include "plan.h"
 
 #include "include/mfa_ffi.h"
-#include "scalar.h"
+#include "rows.h"
 
 #include <math.h>
 #include <string.h>
@@ -15,33 +15,12 @@ typedef struct {
     uint32_t most_keys;                /* the largest limit of the block */
 } block;
 
-typedef struct {
-    uint32_t batch, head, query;
-} row_place;
-
-static row_place place_of(const block *b, size_t row)
+static mfa_row_place place_of(const block *b, size_t row)
 {
-    const mfa_plan *plan = b->plan;
-    size_t flat = b->first_row + row;
-    row_place at = {
-        mfa_unit_batch(plan, b->unit),
-        mfa_unit_head(plan, b->unit) * plan->group + (uint32_t)(flat / plan->problem->seq_q),
-        (uint32_t)(flat % plan->problem->seq_q),
-    };
-    return at;
+    return mfa_place_of(b->plan, b->unit, b->first_row + row);
 }
 
 /* ---- which keys a row sees ---- */
-
-static uint32_t causal_keys(const mfa_problem *p, uint32_t query)
-{
-    int64_t keys = p->seq_kv;
-    if (p->causal == MFA_CAUSAL_TOP_LEFT)
-        keys = (int64_t)query + 1;
-    else if (p->causal == MFA_CAUSAL_BOTTOM_RIGHT)
-        keys = (int64_t)query + 1 + (int64_t)p->seq_kv - (int64_t)p->seq_q;
-    return keys < 0 ? 0 : keys > (int64_t)p->seq_kv ? p->seq_kv : (uint32_t)keys;
-}
 
 /* How many of the kept keys lie below position `keys`. */
 static uint32_t kept_below(const block *b, uint32_t keys)
@@ -67,7 +46,7 @@ static void find_limits(block *b)
     for (size_t row = 0; row < b->row_count; row++) {
         limits[row] = p->causal == MFA_CAUSAL_NONE
                           ? b->slot->key_count
-                          : kept_below(b, causal_keys(p, place_of(b, row).query));
+                          : kept_below(b, mfa_causal_keys(p, place_of(b, row).query));
         if (limits[row] > b->most_keys)
             b->most_keys = limits[row];
     }
@@ -87,7 +66,7 @@ static void pack_queries(const block *b)
     for (size_t first = 0; first < b->row_count; first += mr) {
         unsigned count = b->row_count - first < mr ? (unsigned)(b->row_count - first) : mr;
         for (unsigned r = 0; r < count; r++) {
-            row_place at = place_of(b, first + r);
+            mfa_row_place at = place_of(b, first + r);
             rows[r] = mfa_row_of(&p->q, at.batch, at.head, at.query);
         }
         mfa_source from = {rows, count, p->head_dim, p->q.stride[3], p->q.precision};
@@ -96,10 +75,8 @@ static void pack_queries(const block *b)
     }
 }
 
-/* A sink is a key of weight but no value: it is where the row's maximum and sum begin. */
 static void start_states(const block *b)
 {
-    const mfa_problem *p = b->plan->problem;
     const unsigned mr = b->plan->kernels->mr, lanes = b->plan->kernels->lanes;
     size_t strips = (b->row_count + mr - 1) / mr;
     memset(b->scratch->output, 0, strips * mr * b->plan->padded_value_dim * sizeof(float));
@@ -108,11 +85,9 @@ static void start_states(const block *b)
         memset(state->sum, 0, sizeof state->sum);
         for (unsigned r = 0; r < MFA_MAX_MR; r++)
             state->maximum[r] = -INFINITY;
-        for (unsigned r = 0; p->sinks && r < mr && strip * mr + r < b->row_count; r++) {
-            float sink = mfa_load_float(p->sinks + place_of(b, strip * mr + r).head) * MFA_LOG2E;
-            state->maximum[r] = sink;
-            state->sum[r * lanes] = sink == -INFINITY ? 0.0f : 1.0f;
-        }
+        for (unsigned r = 0; r < mr && strip * mr + r < b->row_count; r++)
+            mfa_row_start(b->plan->problem, place_of(b, strip * mr + r), &state->maximum[r],
+                          &state->sum[r * lanes]);
     }
 }
 
@@ -132,7 +107,7 @@ static bool fill_biases(const block *b, size_t first_row, size_t first_key, uint
             bias[r] = b->scratch->biases;
             continue;
         }
-        row_place at = place_of(b, first_row + r);
+        mfa_row_place at = place_of(b, first_row + r);
         flags |= mfa_mask_biases(&plan->problem->mask, at.batch, at.head, at.query, first_key, keys,
                                  row);
         for (uint32_t i = keys; i % plan->kernels->lanes; i++)
@@ -188,70 +163,6 @@ static void attend_strip(const block *b, size_t strip, size_t first_key)
 
 /* ---- results ---- */
 
-/* Mean of all value rows of the unit, masked ones too. */
-static const double *value_mean(const block *b)
-{
-    const mfa_plan *plan = b->plan;
-    const mfa_problem *p = plan->problem;
-    mfa_scratch *scratch = b->scratch;
-    if (scratch->mean_unit == b->unit)
-        return scratch->mean;
-    const size_t size = mfa_precision_size(p->v.precision);
-    const uint32_t batch = mfa_unit_batch(plan, b->unit), head = mfa_unit_head(plan, b->unit);
-    for (uint32_t d = 0; d < p->value_dim; d++)
-        scratch->mean[d] = 0.0;
-    for (uint32_t key = 0; key < p->seq_kv; key++) {
-        const unsigned char *row = mfa_row_of(&p->v, batch, head, key);
-        for (uint32_t d = 0; d < p->value_dim; d++) {
-            const unsigned char *at = row + (size_t)d * (size_t)p->v.stride[3] * size;
-            switch (p->v.precision) {
-            case MFA_PRECISION_FP16:
-                scratch->mean[d] += mfa_from_fp16(mfa_load_half_bits(at));
-                break;
-            case MFA_PRECISION_BF16:
-                scratch->mean[d] += mfa_from_bf16(mfa_load_half_bits(at));
-                break;
-            default: scratch->mean[d] += mfa_load_float(at); break;
-            }
-        }
-    }
-    for (uint32_t d = 0; d < p->value_dim; d++)
-        scratch->mean[d] /= (double)p->seq_kv;
-    scratch->mean_unit = b->unit;
-    return scratch->mean;
-}
-
-/* A row without any weight: zeros, or the mean of the values where the caller wants that. */
-static void fill_empty_row(const block *b, row_place at)
-{
-    const mfa_problem *p = b->plan->problem;
-    float *plain = b->scratch->plain;
-    bool by_additive_mask =
-        p->mask.type == MFA_MASK_TYPE_ADDITIVE && causal_keys(p, at.query) > 0;
-    if (p->empty_rows == MFA_EMPTY_ROW_MEAN && p->seq_kv > 0 && !by_additive_mask) {
-        const double *mean = value_mean(b);
-        for (uint32_t d = 0; d < p->value_dim; d++)
-            plain[d] = (float)mean[d];
-    } else {
-        memset(plain, 0, p->value_dim * sizeof(float));
-    }
-}
-
-static void write_row(const block *b, row_place at)
-{
-    const mfa_operand *out = &b->plan->problem->out;
-    const uint32_t count = b->plan->problem->value_dim;
-    const size_t size = mfa_precision_size(out->precision);
-    unsigned char *to = mfa_row_of(out, at.batch, at.head, at.query);
-    if (out->stride[3] == 1) {
-        b->plan->kernels->store(to, b->scratch->plain, count, out->precision);
-        return;
-    }
-    for (uint32_t d = 0; d < count; d++)
-        b->plan->kernels->store(to + (size_t)d * (size_t)out->stride[3] * size,
-                                b->scratch->plain + d, 1, out->precision);
-}
-
 static void finish_row(const block *b, size_t row)
 {
     const mfa_kernels *k = b->plan->kernels;
@@ -261,14 +172,11 @@ static void finish_row(const block *b, size_t row)
     float sum = 0.0f;
     for (unsigned lane = 0; lane < k->lanes; lane++)
         sum += sums[lane];
-    row_place at = place_of(b, row);
-    if (sum == 0.0f)
-        fill_empty_row(b, at);
-    else
+    if (sum != 0.0f)
         k->gather(b->scratch->plain,
                   b->scratch->output + strip * k->mr * b->plan->padded_value_dim, r,
                   b->plan->problem->value_dim, 1.0f / sum);
-    write_row(b, at);
+    mfa_row_write(b->plan, b->unit, place_of(b, row), sum, b->scratch);
 }
 
 void mfa_block_compute(const mfa_plan *plan, size_t unit, size_t number, const mfa_slot *slot,

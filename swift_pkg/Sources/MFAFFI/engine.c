@@ -53,6 +53,10 @@ static void compute_task(mfa_plan *plan, size_t unit, size_t block, mfa_scratch 
  */
 static void run_task(mfa_plan *plan, size_t task, mfa_scratch *scratch)
 {
+    if (plan->few) {
+        mfa_few_compute(plan, task / plan->splits, task % plan->splits, scratch);
+        return;
+    }
     if (task < plan->head_tasks) {
         pack_task(plan, task / plan->chunks, task % plan->chunks);
         return;

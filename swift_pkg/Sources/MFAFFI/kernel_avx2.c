@@ -46,6 +46,20 @@ V_INLINE float v_largest(vf v)
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
+V_INLINE float v_total(vf v)
+{
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+V_INLINE vf v_bias(vf v, vf bias)
+{
+    const vf removed = _mm256_set1_ps(-__builtin_inff());
+    return _mm256_blendv_ps(_mm256_add_ps(v, bias), removed,
+                            _mm256_cmp_ps(bias, removed, _CMP_EQ_OQ));
+}
+
 V_INLINE vf v_exponent(vf t)
 {
     __m256i n = _mm256_slli_epi32(_mm256_castps_si256(t), 23);

@@ -39,6 +39,13 @@ V_INLINE vf v_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 V_INLINE vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 V_INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 V_INLINE float v_largest(vf v) { return _mm512_reduce_max_ps(v); }
+V_INLINE float v_total(vf v) { return _mm512_reduce_add_ps(v); }
+
+V_INLINE vf v_bias(vf v, vf bias)
+{
+    const vf removed = _mm512_set1_ps(-__builtin_inff());
+    return _mm512_mask_mov_ps(_mm512_add_ps(v, bias), _mm512_cmpeq_ps_mask(bias, removed), removed);
+}
 
 V_INLINE vf v_exponent(vf t)
 {

@@ -50,6 +50,14 @@ V_INLINE float v_largest(vf v)
     return a > b ? a : b;
 }
 
+V_INLINE float v_total(vf v) { return (v[0] + v[1]) + (v[2] + v[3]); }
+
+V_INLINE vf v_bias(vf v, vf bias)
+{
+    const vf removed = v_set1(-__builtin_inff());
+    return v_select(bias == removed, removed, v + bias);
+}
+
 V_INLINE vf v_exponent(vf t) { return (vf)(((vu)t << 23) + 0x3f800000u); }
 
 V_INLINE vf v_clip(vf v, uint32_t first, uint32_t visible)

@@ -30,6 +30,13 @@ V_INLINE vf v_mul(vf a, vf b) { return vmulq_f32(a, b); }
 V_INLINE vf v_max(vf a, vf b) { return vmaxq_f32(a, b); } /* NaN when either is */
 V_INLINE vf v_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 V_INLINE float v_largest(vf v) { return vmaxvq_f32(v); }
+V_INLINE float v_total(vf v) { return vaddvq_f32(v); }
+
+V_INLINE vf v_bias(vf v, vf bias)
+{
+    const vf removed = vdupq_n_f32(-__builtin_inff());
+    return vbslq_f32(vceqq_f32(bias, removed), removed, vaddq_f32(v, bias));
+}
 
 V_INLINE vf v_exponent(vf t)
 {

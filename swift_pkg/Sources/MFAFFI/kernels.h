@@ -45,6 +45,19 @@ typedef struct {
     const float *const *bias; /* [mr] rows of as many biases, or null for none */
 } mfa_strip;
 
+/* A few query rows against a run of keys and values that are read in place. */
+typedef struct {
+    const float *queries;  /* [rows][query_step], multiplied by scale * log2(e) */
+    const unsigned char *keys, *values;
+    size_t query_step, key_step, value_step; /* floats, bytes, bytes */
+    float *weights;        /* [rows][MFA_MAX_KEY_BLOCK] */
+    float *output;         /* [rows][output_step], output_step a multiple of `lanes` */
+    size_t output_step;
+    float *maximum, *sum;  /* [rows] */
+    unsigned rows, count, head_dim, value_dim;
+    int precision;
+} mfa_few;
+
 /* Where vectors come from: `stride` elements between the vector's own elements. */
 typedef struct {
     const unsigned char *const *rows;
@@ -67,6 +80,10 @@ typedef struct {
     /* output row `row` of a strip times `factor`, as value_dim floats in a plain row */
     void (*gather)(float *plain, const float *output, unsigned row, unsigned value_dim,
                    float factor);
+    /* for few rows, in this order: scores; per row, scores to weights; weights times values */
+    void (*few_scores)(const mfa_few *few);
+    void (*few_soften)(const mfa_few *few, unsigned row, unsigned visible, const float *bias);
+    void (*few_values)(const mfa_few *few);
     /* rounds `count` floats to the precision, contiguous */
     void (*store)(unsigned char *to, const float *from, unsigned count, int precision);
 } mfa_kernels;

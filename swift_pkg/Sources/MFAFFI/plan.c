@@ -7,13 +7,10 @@
 
 enum {
     ALIGNMENT = 64,
-#ifndef BLOCK_ROWS
     BLOCK_ROWS = 256,      /* query rows whose outputs stay in the second-level cache */
-#endif
-#ifndef BLOCK_FLOATS
     BLOCK_FLOATS = 48 << 10, /* keys and values of one key block: 192 KiB */
-#endif
     CHUNK_KEYS = 512,
+    SPLIT_KEYS = 256, /* of a part, at least */
     THREAD_WORK = 1 << 20, /* multiply-adds that make one more thread worth waking */
 };
 
@@ -83,6 +80,18 @@ static void choose_tasks(mfa_plan *plan)
     plan->tasks = plan->head_tasks + plan->units * (plan->blocks + plan->chunks);
 }
 
+/* Nothing is packed for few rows: a task is a part of a unit's keys. */
+static void choose_splits(mfa_plan *plan)
+{
+    const size_t keys = plan->problem->seq_kv;
+    size_t wanted = plan->threads > 1 ? ceil_div((size_t)4 * plan->threads, plan->units) : 1;
+    size_t splits = larger(smaller(wanted, keys / SPLIT_KEYS), 1);
+    plan->split_keys = larger(ceil_div(keys, splits), 1);
+    plan->splits = larger(ceil_div(keys, plan->split_keys), 1);
+    plan->block_rows = round_up(plan->rows, plan->kernels->mr);
+    plan->tasks = plan->units * plan->splits;
+}
+
 /* Hands out aligned pieces of one allocation; with a null base it only adds up. */
 typedef struct {
     unsigned char *base;
@@ -114,6 +123,17 @@ static void lay_out(mfa_plan *plan, arena *a)
         plan->slots = slots;
         plan->scratch = scratch;
     }
+    if (plan->splits > 1) {
+        size_t parts = plan->units * plan->splits * plan->rows;
+        atomic_size_t *arrived = take(a, plan->units, sizeof *arrived);
+        float *results = take(a, parts, (2 + plan->padded_value_dim) * sizeof(float));
+        if (a->base) {
+            plan->arrived = arrived;
+            plan->parts = results;
+            for (size_t i = 0; i < plan->units; i++)
+                atomic_init(&arrived[i], 0);
+        }
+    }
     for (size_t i = 0; i < plan->slot_count && !a->overflow; i++) {
         mfa_slot slot = {
             .keys = take(a, plan->padded_keys, p->head_dim * sizeof(float)),
@@ -132,7 +152,7 @@ static void lay_out(mfa_plan *plan, arena *a)
     for (unsigned i = 0; i < plan->threads && !a->overflow; i++) {
         mfa_scratch s = {
             .queries = take(a, plan->block_rows, p->head_dim * sizeof(float)),
-            .output = take(a, plan->block_rows, plan->padded_value_dim * sizeof(float)),
+            .output = take(a, plan->block_rows, (2 + plan->padded_value_dim) * sizeof(float)),
             .weights = take(a, k->mr, MFA_MAX_KEY_BLOCK * sizeof(float)),
             .biases = take(a, k->mr, MFA_MAX_KEY_BLOCK * sizeof(float)),
             .plain = take(a, MFA_MAX_HEAD_DIM + MFA_MAX_LANES, sizeof(float)),
@@ -158,9 +178,15 @@ bool mfa_plan_make(mfa_plan *plan, const mfa_problem *problem, const mfa_setup *
     plan->selects = problem->mask.type != MFA_MASK_TYPE_NONE &&
                     (problem->mask.stride[2] == 0 || problem->seq_q == 1) &&
                     (problem->mask.stride[1] == 0 || plan->group == 1);
+    plan->few = plan->rows <= MFA_FEW_ROWS && problem->k.stride[3] == 1 &&
+                problem->v.stride[3] == 1;
     choose_threads(plan, setup);
-    choose_blocks(plan);
-    choose_tasks(plan);
+    if (plan->few) {
+        choose_splits(plan);
+    } else {
+        choose_blocks(plan);
+        choose_tasks(plan);
+    }
     atomic_init(&plan->next_task, 0);
 
     arena measure = {NULL, 0, false};

@@ -47,13 +47,17 @@ typedef struct {
     unsigned padded_value_dim;
     bool selects;        /* one mask row serves all rows of a unit: drop the keys it removes */
     size_t slot_count, lookahead, head_tasks, tasks;
+    bool few;            /* few rows per unit: see few.c; nothing is packed */
+    size_t splits, split_keys;
+    float *parts;        /* results of the parts, when a unit has several */
+    atomic_size_t *arrived;
     mfa_slot *slots;
     mfa_scratch *scratch;
     void *memory;
     atomic_size_t next_task;
 } mfa_plan;
 
-enum { MFA_NO_UNIT = -1 };
+enum { MFA_NO_UNIT = -1, MFA_FEW_ROWS = 4 };
 
 /* Fills the plan and gets its memory; false when there is none to be had. */
 bool mfa_plan_make(mfa_plan *plan, const mfa_problem *problem, const mfa_setup *setup);
@@ -84,5 +88,8 @@ void mfa_unit_pack(const mfa_plan *plan, size_t unit, size_t chunk, mfa_slot *sl
 /* block.c: computes block `block` of a unit's rows and writes its output. */
 void mfa_block_compute(const mfa_plan *plan, size_t unit, size_t block, const mfa_slot *slot,
                        mfa_scratch *scratch);
+
+/* few.c: computes part `part` of a unit whose rows are few. */
+void mfa_few_compute(const mfa_plan *plan, size_t unit, size_t part, mfa_scratch *scratch);
 
 #endif

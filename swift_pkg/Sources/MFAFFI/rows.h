@@ -1,0 +1,27 @@
+/* Query rows of a unit: where they are, what they see, and how their results are written. */
+#ifndef MFA_ROWS_H
+#define MFA_ROWS_H
+
+#include "plan.h"
+
+/* Rows of a unit are flat over (query head of its group, query). */
+typedef struct {
+    uint32_t batch, head, query;
+} mfa_row_place;
+
+mfa_row_place mfa_place_of(const mfa_plan *plan, size_t unit, size_t row);
+
+/* Keys that causal masking leaves to a query: a prefix. */
+uint32_t mfa_causal_keys(const mfa_problem *problem, uint32_t query);
+
+/* A sink is a key of weight but no value: it is where a row's maximum and sum begin. */
+void mfa_row_start(const mfa_problem *problem, mfa_row_place at, float *maximum, float *sum);
+
+/*
+ * Writes a row's result, which is scratch->plain; or, when its sum of weights is 0, what an empty
+ * row gives.
+ */
+void mfa_row_write(const mfa_plan *plan, size_t unit, mfa_row_place at, float sum,
+                   mfa_scratch *scratch);
+
+#endif
