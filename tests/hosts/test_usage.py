@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 import qwen_mfa
-from qwen_mfa import dispatch, usage
+from qwen_mfa import dispatch, padding, usage
 from qwen_mfa.cli import run
 from qwen_mfa.errors import NativeError
 from qwen_mfa.kernels import cpu
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SHAPE = (2, 4, 96, 32)
+
+
+@pytest.fixture(autouse=True)
+def small_problems_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(padding, "MIN_FLOPS", 0)
 
 
 @pytest.fixture

@@ -25,6 +25,11 @@ BOUNDS = {mx.float32: 2e-6, mx.float16: 2**-11, mx.bfloat16: 2**-8}
 HIDDEN = {mx.float32: -1e9, mx.float16: -65504.0, mx.bfloat16: -1e9}
 
 
+@pytest.fixture(autouse=True)
+def small_problems_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(padding, "MIN_FLOPS", 0)
+
+
 @pytest.fixture
 def seen() -> Iterator[list[events.Event]]:
     log: list[events.Event] = []
@@ -168,6 +173,24 @@ def test_a_row_without_any_key_keeps_the_mask_of_all_rows() -> None:
 def test_few_queries_keep_the_mask() -> None:
     assert parts_of(text_padding(7), 1, queries=padding.MIN_QUERIES) is not None
     assert parts_of(text_padding(7), 1, queries=padding.MIN_QUERIES - 1) is None
+
+
+def test_small_problems_keep_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    flops = 4 * HEADS * DIM * KEYS * KEYS
+    monkeypatch.setattr(padding, "MIN_FLOPS", flops)
+    assert parts_of(text_padding(7), 1) is not None
+    monkeypatch.setattr(padding, "MIN_FLOPS", flops + 1)
+    assert parts_of(text_padding(7), 1) is None
+
+
+def test_qwen_image_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    tokens = 1024 + 100
+    q = mx.zeros((1, 24, tokens, 128), dtype=mx.bfloat16)
+    mask = (mx.arange(tokens) < 60) | (mx.arange(tokens) >= 100)
+    problem = describe(q, q, q, mask)
+    assert problem is not None
+    assert visible_parts(problem, mask) is not None
 
 
 def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:

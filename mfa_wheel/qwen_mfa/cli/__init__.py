@@ -24,6 +24,7 @@ class Command(Protocol):
 
 
 COMMANDS = {
+    "bench": "qwen_mfa.cli.bench",
     "info": "qwen_mfa.cli.info",
     "run": "qwen_mfa.cli.run",
     "selftest": "qwen_mfa.cli.selftest",
