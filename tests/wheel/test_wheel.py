@@ -30,6 +30,7 @@ PACKAGE_FILES = {
     "binary.py",
     "cli/__init__.py",
     "cli/bench/__init__.py",
+    "cli/bench/padding.py",
     "cli/bench/rounds.py",
     "cli/info.py",
     "cli/sample.py",

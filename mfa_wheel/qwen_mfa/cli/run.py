@@ -95,7 +95,8 @@ def find(words: list[str]) -> Callable[[], Any]:
     name = Path(words[0]).name
     scripts = importlib.metadata.entry_points(group="console_scripts", name=name)
     path = shutil.which(words[0])
-    if scripts and (path is None or _is_ours(Path(path))):
+    # A bare name means this environment's script, whatever else is on PATH.
+    if scripts and (name == words[0] or (path is not None and _is_ours(Path(path)))):
         script = next(iter(scripts))
         return lambda: _run_script(script, path or words[0], words[1:])
     if path is None and Path(words[0]).is_file():
@@ -129,8 +130,8 @@ def describe(usage: Usage, words: list[str], status: int, *, compare: bool) -> d
 def _summary(usage: Usage, saving: Any) -> str:
     total = sum(usage.kernels.values())
     if not total:
-        waiting = mflux.status().waiting
-        why = "no module of the models asked for was imported" if waiting else "it was not called"
+        bound = mflux.status().bound
+        why = "it was not called" if bound else "no module of the models asked for was imported"
         return f"attention never ran through qwen-mfa ({why})"
     counts = ", ".join(f"{name} {count}" for name, count in usage.kernels.most_common())
     parts = [f"attention ran {total} times ({counts})"]
@@ -196,7 +197,7 @@ def _print_error(error: BaseException) -> None:
         if Path(file) != own and "runpy" not in file:
             break
         trace = trace.tb_next
-    sys.excepthook(type(error), error, trace)
+    sys.excepthook(type(error), error.with_traceback(trace), trace)
 
 
 def _run_script(script: importlib.metadata.EntryPoint, path: str, arguments: list[str]) -> Any:
@@ -217,7 +218,7 @@ def _run_file(path: str, arguments: list[str]) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a script on ``PATH`` is the one of this environment."""
+    """Whether a script lies in this environment."""
     return path.parent.resolve() == Path(sys.executable).parent.resolve()
 
 
