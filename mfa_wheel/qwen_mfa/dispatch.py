@@ -87,7 +87,7 @@ def choose(problem: Problem, *, may_measure: Callable[[], bool] = lambda: True) 
 
 
 def _decide(problem: Problem, wanted: Policy, may_measure: Callable[[], bool]) -> Choice:
-    if problem.is_empty:
+    if problem.is_empty or problem.head_dim == 0:
         return Choice(kernel=reference, reason="there is nothing to compute")
     if wanted.forced == reference.name:
         return Choice(kernel=reference, reason=f"{wanted.source} forces it")

@@ -27,9 +27,7 @@ _CODE = (
 )
 
 
-def prove_in_child(
-    kernel_name: str, variant: Variant, device: str
-) -> Verdict:
+def prove_in_child(kernel_name: str, variant: Variant, device: str) -> Verdict:
     """Prove a kernel on MLX's device ``"cpu"`` or ``"gpu"`` in a child process. Never raises."""
     start = time.perf_counter()
     command = [sys.executable or "python3", "-c", _CODE, json.dumps(sys.path)]

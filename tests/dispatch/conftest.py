@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
 
 from qwen_mfa import counters, dispatch, library
 from tests.standins import faulty
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Faulty = Callable[[str], None]
 

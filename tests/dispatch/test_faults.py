@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import pytest
@@ -16,7 +17,8 @@ from qwen_mfa.kernels import Call, cpu
 from qwen_mfa.problem import Problem
 from tests.package.problems import assert_exact
 
-from .conftest import Faulty
+if TYPE_CHECKING:
+    from .conftest import Faulty
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 HELP = "measure attention, a transformer step, or the cost of dispatch"
 
-SUBCOMMANDS: dict[str, str] = {}
+SUBCOMMANDS: dict[str, str] = {
+    "dispatch": "qwen_mfa.cli.bench.dispatch",
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
