@@ -196,12 +196,13 @@ def _kernels(report: Report) -> str:
         if isinstance(choice, str):
             rows.append([title, "-", "BROKEN", "", "", "", choice])
             continue
-        rows.append([title, "mlx", "runs" if choice.kernel.name == "mlx" else "", "", "", "", ""])
-        for finding in choice.findings:
-            runs = finding.kernel is choice.kernel
-            rows.append([title, *_cells(finding, runs=runs)])
+        lines = [_cells(x, runs=x.kernel is choice.kernel) for x in choice.findings]
+        if choice.kernel.name == "mlx":
+            lines.insert(0, ["mlx", "runs", "-", "-", "-", "" if lines else choice.reason])
+        rows += [[title if i == 0 else "", *line] for i, line in enumerate(lines)]
     header = ["image", "kernel", "", "proof error", "time", "MLX's time", "finding"]
-    return table(header, rows)
+    note = "Times are of the problems that were measured: smaller ones where MLX would take long."
+    return f"{table(header, rows)}\n{note}"
 
 
 def _cells(finding: Finding, *, runs: bool) -> list[str]:
