@@ -31,15 +31,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def fresh_dispatch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test inherit another's choices or quarantined kernels, and test the native kernel.
+def fresh_dispatch() -> None:
+    """Let no test inherit another's choices or quarantined kernels."""
+    from qwen_mfa import dispatch
 
-    What dispatch would choose by itself is for ``tests/dispatch``.
-    """
-    from qwen_mfa import dispatch, library
-
-    if library.has_embedded():
-        monkeypatch.setenv("QWEN_MFA_BACKEND", "cpu")
     dispatch.reset()
 
 

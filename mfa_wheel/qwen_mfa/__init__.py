@@ -5,8 +5,6 @@ Importing this package opens no library and asks no device; that happens on the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qwen_mfa.errors import (
     BackendError,
     HostError,
@@ -17,6 +15,7 @@ from qwen_mfa.errors import (
     WeightsError,
 )
 
+TYPE_CHECKING = False  # as type checkers know it, without the cost of importing typing
 if TYPE_CHECKING:
     from qwen_mfa.attention import scaled_dot_product_attention
     from qwen_mfa.counters import Stats, stats

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 
 def declarations() -> str:
     """Return the text of ``abi.cdef``, the one list of what we expect of a library."""
+    from importlib.resources import files  # noqa: PLC0415 - slow to import
+
     return files("qwen_mfa").joinpath("abi.cdef").read_text(encoding="utf-8")
 
 

@@ -7,6 +7,7 @@ other processes wait for the outcome rather than disturb the measurement and rep
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from dataclasses import dataclass
 from math import exp
@@ -132,10 +133,13 @@ def investigate(kernel: Kernel, problem: Problem) -> Finding:
         return _judged(kernel, verdict, samples)
 
 
-def after_fork() -> None:
-    """Start with a lock that no thread holds."""
+def _after_fork() -> None:
+    # Another thread of the parent may have held it.
     global _lock  # noqa: PLW0603
     _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)  # a hook only: nothing runs until a fork
 
 
 def _prove(kernel: Kernel, problem: Problem, *, careful: bool = False) -> Verdict:

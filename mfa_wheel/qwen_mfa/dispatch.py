@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from qwen_mfa import arrays, candidates, decisions, policy
+from qwen_mfa import arrays, policy
+from qwen_mfa.eager import misfit
 from qwen_mfa.errors import BackendError
 from qwen_mfa.kernels import mlx as reference
-from qwen_mfa.proof import misfit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +87,7 @@ def choose(problem: Problem, *, may_measure: Callable[[], bool] = lambda: True) 
 
 
 def _decide(problem: Problem, wanted: Policy, may_measure: Callable[[], bool]) -> Choice:
-    if problem.is_empty:
+    if problem.is_empty or problem.head_dim == 0:
         return Choice(kernel=reference, reason="there is nothing to compute")
     if wanted.forced == reference.name:
         return Choice(kernel=reference, reason=f"{wanted.source} forces it")
@@ -95,6 +95,8 @@ def _decide(problem: Problem, wanted: Policy, may_measure: Callable[[], bool]) -
         return _forced(wanted.forced, problem, wanted, may_measure)
     if problem.flops < TINY:
         return Choice(kernel=reference, reason=f"it is tiny: below {TINY} operations")
+    from qwen_mfa import candidates  # noqa: PLC0415 - with all that proves and measures
+
     measure = not _only_recorded() and not arrays.is_forked()
     findings = []
     for kernel in candidates.ALL:
@@ -124,6 +126,8 @@ def _best(findings: tuple[Finding, ...]) -> Choice:
 
 
 def _forced(name: str, problem: Problem, wanted: Policy, may_measure: Callable[[], bool]) -> Choice:
+    from qwen_mfa import candidates  # noqa: PLC0415 - with all that proves and measures
+
     kernel = candidates.named(name)
     if kernel is None:
         msg = f"{wanted.source} forces kernel {name}, which this version does not have"
@@ -153,6 +157,8 @@ def _why_not(kernel: Kernel, problem: Problem, wanted: Policy) -> str | None:
 
 
 def _investigated(kernel: Kernel, problem: Problem) -> Finding:
+    from qwen_mfa import candidates  # noqa: PLC0415 - with all that proves and measures
+
     try:
         return candidates.investigate(kernel, problem)
     except Exception as error:  # noqa: BLE001 - a kernel may fail in any way
@@ -180,6 +186,8 @@ def _quarantine(kernel: Kernel, reason: str) -> None:
             _quarantined[kernel.name] = f"failed in this process ({reason})"
         _forget_choices()
     if first:
+        from qwen_mfa import decisions  # noqa: PLC0415 - not for the steady state
+
         decisions.opened().keep_failure(kernel.name, reason)
         logger.warning(
             "kernel %s failed and is not used again in this process; MLX answers instead: %s "
@@ -205,6 +213,8 @@ def reset() -> None:
         _quarantined.clear()
         _forget_choices()
     policy.forget()
+    from qwen_mfa import decisions  # noqa: PLC0415 - not for the steady state
+
     decisions.forget()
 
 
@@ -227,7 +237,6 @@ def _after_fork() -> None:
     # Another thread of the parent may have held it.
     global _lock  # noqa: PLW0603
     _lock = threading.Lock()
-    candidates.after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)  # a hook only: nothing runs until a fork

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from qwen_mfa.arrays import working_stream
 from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.problem import MLX_DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +31,18 @@ def evaluate(call: Call) -> bool:
     except (ValueError, RuntimeError):
         return False
     return True
+
+
+def misfit(problem: Problem, out: object) -> str | None:
+    """Return why ``out`` cannot be the result of ``problem``, whatever its values, or ``None``."""
+    wanted = (problem.batch, problem.heads_q, problem.seq_q, problem.value_dim)
+    if not isinstance(out, mx.array):
+        return f"it returns {type(out).__name__}, not an array"
+    if out.shape != wanted:
+        return f"it returns shape {out.shape} instead of {wanted}"
+    if out.dtype != MLX_DTYPES[problem.dtype]:
+        return f"it returns {out.dtype} instead of {problem.dtype}"
+    return None
 
 
 def differentiable(problem: Problem, call: Call, compute: Callable[[Call], mx.array]) -> mx.array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from qwen_mfa import host, library
@@ -11,6 +10,8 @@ from qwen_mfa.errors import LibraryError
 
 def environment() -> dict[str, Any]:
     """Return the environment as JSON values; any difference makes it another one."""
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow to import
+
     here = host.read()
     try:
         opened = library.load()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import os
 import platform
 import re
@@ -162,6 +161,8 @@ def _gpu() -> str:
 
 
 def _version(name: str) -> str:
+    import importlib.metadata  # noqa: PLC0415 - slow to import
+
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -169,6 +170,8 @@ def _version(name: str) -> str:
 
 
 def _backend(name: str) -> str:
+    import importlib.metadata  # noqa: PLC0415 - slow to import
+
     try:
         found = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Literal
 import mlx.core as mx
 
 from qwen_mfa.kernels import Call
-from qwen_mfa.problem import DTYPES
+from qwen_mfa.problem import MLX_DTYPES
 
 if TYPE_CHECKING:
     from qwen_mfa.problem import Problem
 
 Layout = Literal["dense", "interleaved", "sliced"]
 
-MLX_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 # Additive biases that matter (scores are of size 1), and how many keys they remove altogether.
 BIAS = 2.0
 REMOVED = 0.25

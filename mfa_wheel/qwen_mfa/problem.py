@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 DTYPES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
+MLX_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 # Precision codes of the C interface, see mfa_ffi.h.
 PRECISIONS = {"float16": 0, "bfloat16": 1, "float32": 2}
 

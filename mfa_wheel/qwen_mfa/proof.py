@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from qwen_mfa.arrays import guard_zones
-from qwen_mfa.inputs import MLX_DTYPES, Drawn, Layout, draw
+from qwen_mfa.eager import misfit
+from qwen_mfa.inputs import Drawn, Layout, draw
 from qwen_mfa.problem import Problem
 from qwen_mfa.reference import attention_rows
 
@@ -183,18 +184,6 @@ def _examine(kernel: Kernel, problem: Problem, drawn: Drawn) -> tuple[str | None
     if flaw is not None:
         return flaw, 0.0, 0.0
     return _compare(out, drawn.call, kernel.roundoff, problem)
-
-
-def misfit(problem: Problem, out: object) -> str | None:
-    """Return why ``out`` cannot be the result of ``problem``, whatever its values, or ``None``."""
-    wanted = (problem.batch, problem.heads_q, problem.seq_q, problem.value_dim)
-    if not isinstance(out, mx.array):
-        return f"it returns {type(out).__name__}, not an array"
-    if out.shape != wanted:
-        return f"it returns shape {out.shape} instead of {wanted}"
-    if out.dtype != MLX_DTYPES[problem.dtype]:
-        return f"it returns {out.dtype} instead of {problem.dtype}"
-    return None
 
 
 def _compare(

@@ -67,13 +67,15 @@ class Sample:
         """Whether the kernel was faster beyond doubt."""
         return self.gain > self.noise + (EXTRAPOLATION if self.reduced else 0.0)
 
-    def __str__(self) -> str:
+    @property
+    def ratio(self) -> str:
+        """Return how fast the kernel was, for people."""
         ratio, low, high = (math.exp(self.gain + x * self.noise) for x in (0, -1, 1))
+        return f"{ratio:.2f} x MLX's speed ({low:.2f} to {high:.2f})"
+
+    def __str__(self) -> str:
         smaller = ", smaller than its class" if self.reduced else ""
-        return (
-            f"{ratio:.2f} x MLX's speed ({low:.2f} to {high:.2f} with noise) at {self.problem}"
-            f"{smaller}"
-        )
+        return f"{self.ratio} at {self.problem}{smaller}"
 
 
 def measure(

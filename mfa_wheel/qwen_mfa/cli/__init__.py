@@ -25,6 +25,8 @@ class Command(Protocol):
 
 COMMANDS = {
     "bench": "qwen_mfa.cli.bench",
+    "doctor": "qwen_mfa.cli.doctor",
+    "explain": "qwen_mfa.cli.explain",
     "info": "qwen_mfa.cli.info",
     "run": "qwen_mfa.cli.run",
     "selftest": "qwen_mfa.cli.selftest",

@@ -11,7 +11,7 @@ from qwen_mfa import library
 from qwen_mfa._ffi import ffi
 from qwen_mfa.arrays import Borrowed, borrow, fresh, is_head_interleaved
 from qwen_mfa.errors import LibraryError
-from qwen_mfa.problem import PRECISIONS
+from qwen_mfa.problem import MLX_DTYPES, PRECISIONS
 
 if TYPE_CHECKING:
     from qwen_mfa.kernels import Call
@@ -22,7 +22,6 @@ roundoff = 2**-24
 needs_child_proof = True
 
 MAX_HEAD_DIM = 1024
-_MLX_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 # mfa_mask_type_t and mfa_mask_scalar_t.
 _MASK_BOOL, _MASK_ADDITIVE = 1, 2
 _SCALARS = {mx.bool_: 0, mx.float16: 1, mx.bfloat16: 2, mx.float32: 3}
@@ -48,7 +47,7 @@ def refuses(problem: Problem) -> str | None:
 
 def run(problem: Problem, call: Call) -> mx.array:
     """Compute on the CPU and return a fresh array ``[B, Hq, Sq, Dv]`` of the problem's dtype."""
-    dtype = _MLX_DTYPES[problem.dtype]
+    dtype = MLX_DTYPES[problem.dtype]
     q, k, v = (borrow(_as(x, dtype)) for x in (call.q, call.k, call.v))
     shape = (problem.batch, problem.heads_q, problem.seq_q, problem.value_dim)
     out_array = fresh(shape, dtype, interleaved=is_head_interleaved(q.array))

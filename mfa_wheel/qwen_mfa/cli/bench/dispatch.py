@@ -1,0 +1,236 @@
+"""What the dispatcher costs: our function against calling MLX's directly, as ratios.
+
+The steady state: what has to be decided was decided before. Times are medians of interleaved
+rounds; the range is that of the quartiles. A pipeline is q, k and v from projections, attention,
+and the projection of its result, evaluated once at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+import qwen_mfa
+from qwen_mfa import dispatch
+from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleave
+from qwen_mfa.cli.table import table
+from qwen_mfa.inputs import draw
+from qwen_mfa.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HELP = "measure what dispatch adds to calling MLX directly"
+
+OURS, DIRECT = "qwen-mfa", "mlx"
+_IMPORTS = {
+    "import qwen_mfa": "import qwen_mfa",
+    "the operation's modules": "import qwen_mfa; qwen_mfa.scaled_dot_product_attention",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One comparison; times in microseconds.
+
+    Attributes:
+        what: In words.
+        direct: Time without us.
+        ours: Time with us.
+        ratio: Of the two, within each round.
+        added: What we add, within each round.
+
+    """
+
+    what: str
+    direct: Spread
+    ours: Spread
+    ratio: Spread
+    added: Spread
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--rounds", type=_rounds, default=25, help="rounds (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    lines = [*imports(args.rounds), *calls(args.rounds)]
+    if args.json:
+        print(json.dumps([asdict(line) for line in lines], indent=2))
+    else:
+        print(as_text(lines))
+    return 0
+
+
+def as_text(lines: list[Line]) -> str:
+    """Lay the comparisons out as a table."""
+    header = ["", "MLX alone", "with qwen-mfa", "ratio", "quartiles", "added"]
+    rows = [
+        [
+            line.what,
+            _time(line.direct.median),
+            _time(line.ours.median),
+            f"{line.ratio.median:.3f}",
+            f"{line.ratio.low:.3f} to {line.ratio.high:.3f}",
+            _time(line.added.median),
+        ]
+        for line in lines
+    ]
+    return table(header, rows)
+
+
+def imports(rounds: int) -> list[Line]:
+    """Compare imports, each in a new process, after the same ``import mlx.core``."""
+    direct = "import mlx.core"
+    return [
+        _line(
+            what,
+            Rounds(
+                times={
+                    DIRECT: [alone for alone, _ in pairs],
+                    OURS: [alone + more for alone, more in pairs],
+                }
+            ),
+        )
+        for what, code in _IMPORTS.items()
+        for pairs in ([_imported(direct, code) for _ in range(max(3, rounds // 3))],)
+    ]
+
+
+def calls(rounds: int) -> list[Line]:
+    """Compare calls, with MLX's kernel chosen and with a native one, if there is one."""
+    tiny, large = _problem(2, 4, 64), _problem(4, 512, 128)
+    lines = []
+    with qwen_mfa.use("mlx"):
+        lines += [
+            _line("tiny call, not evaluated", _compare(tiny, rounds, 2000, _built)),
+            _line("tiny call, evaluated", _compare(tiny, rounds, 200, _evaluated)),
+            _line("tiny pipeline", _compare(tiny, rounds, 100, _pipeline)),
+            _line("large call, evaluated", _compare(large, rounds, 1, _evaluated)),
+            _line("large pipeline", _compare(large, rounds, 1, _pipeline)),
+        ]
+    for problem, number in ((_problem(24, 64, 128), 20), (_problem(24, 512, 128), 1)):
+        choice = dispatch.choose(problem)
+        if choice.kernel.name != DIRECT:
+            what = f"kernel {choice.kernel.name} itself, {problem.seq_q} tokens"
+            lines.append(_line(what, _against_kernel(problem, rounds, number)))
+    return lines
+
+
+def _problem(heads: int, tokens: int, dim: int) -> Problem:
+    return Problem(
+        batch=1,
+        heads_q=heads,
+        heads_kv=heads,
+        seq_q=tokens,
+        seq_kv=tokens,
+        head_dim=dim,
+        value_dim=dim,
+        dtype="float32",
+    )
+
+
+def _compare(
+    problem: Problem, rounds: int, number: int, make: Callable[..., Callable[[], object]]
+) -> Rounds:
+    contestants = {
+        DIRECT: _repeated(make(problem, mx.fast.scaled_dot_product_attention), number),
+        OURS: _repeated(make(problem, qwen_mfa.scaled_dot_product_attention), number),
+    }
+    return _per_call(interleave(contestants, rounds=rounds), number)
+
+
+def _against_kernel(problem: Problem, rounds: int, number: int) -> Rounds:
+    kernel, call = dispatch.choose(problem).kernel, draw(problem).call
+    contestants = {
+        DIRECT: _repeated(lambda: mx.eval(kernel.run(problem, call)), number),
+        OURS: _repeated(_evaluated(problem, qwen_mfa.scaled_dot_product_attention), number),
+    }
+    return _per_call(interleave(contestants, rounds=rounds, warm_up=3), number)
+
+
+def _built(problem: Problem, attention: Callable[..., mx.array]) -> Callable[[], object]:
+    call = draw(problem).call
+    return lambda: attention(call.q, call.k, call.v, scale=call.scale)
+
+
+def _evaluated(problem: Problem, attention: Callable[..., mx.array]) -> Callable[[], object]:
+    built = _built(problem, attention)
+    return lambda: mx.eval(built())
+
+
+def _pipeline(problem: Problem, attention: Callable[..., mx.array]) -> Callable[[], object]:
+    heads, tokens, dim = problem.heads_q, problem.seq_q, problem.head_dim
+    x = mx.random.normal((1, tokens, dim))
+    weights = [mx.random.normal((dim, heads * dim)) for _ in range(3)]
+    last = mx.random.normal((heads * dim, dim))
+    mx.eval(x, weights, last)
+
+    def work() -> None:
+        q, k, v = (
+            (x @ weight).reshape(1, tokens, heads, dim).transpose(0, 2, 1, 3) for weight in weights
+        )
+        out = attention(q, k, v, scale=dim**-0.5)
+        mx.eval(out.transpose(0, 2, 1, 3).reshape(1, tokens, heads * dim) @ last)
+
+    return work
+
+
+def _repeated(work: Callable[[], object], number: int) -> Callable[[], None]:
+    def repeated() -> None:
+        for _ in range(number):
+            work()
+
+    return repeated
+
+
+def _per_call(rounds: Rounds, number: int) -> Rounds:
+    return Rounds(times={name: [t / number for t in ts] for name, ts in rounds.times.items()})
+
+
+def _line(what: str, rounds: Rounds) -> Line:
+    micro = {name: [t * 1e6 for t in times] for name, times in rounds.times.items()}
+    pairs = list(zip(micro[DIRECT], micro[OURS], strict=True))
+    return Line(
+        what=what,
+        direct=Spread.of(micro[DIRECT]),
+        ours=Spread.of(micro[OURS]),
+        ratio=Spread.of([ours / direct for direct, ours in pairs]),
+        added=Spread.of([ours - direct for direct, ours in pairs]),
+    )
+
+
+def _imported(first: str, then: str) -> tuple[float, float]:
+    """Return the seconds that ``first`` takes in a new process, and ``then`` after it."""
+    code = (
+        "import json, time; a = time.perf_counter()\n"
+        f"{first}\nb = time.perf_counter()\n{then}\nc = time.perf_counter()\n"
+        "print(json.dumps([b - a, c - b]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first_seconds, then_seconds = json.loads(done.stdout)
+    return first_seconds, then_seconds
+
+
+def _time(micro: float) -> str:
+    size = abs(micro)
+    if size < 1e3:
+        return f"{micro:.1f} us"
+    return f"{micro / 1e3:.1f} ms" if size < 1e6 else f"{micro / 1e6:.2f} s"
+
+
+def _rounds(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 1000:
+        msg = "give a number from 1 to 1000"
+        raise argparse.ArgumentTypeError(msg)
+    return value

@@ -1,0 +1,226 @@
+"""Check this installation: one screen that can be pasted into an issue.
+
+Every kernel is proved and measured for Qwen-Image's shapes, unless that is on record. Exit status:
+0 fine, 1 it works but something is worth doing, 2 broken.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import qwen_mfa
+from qwen_mfa import advice, candidates, decisions, dispatch, host
+from qwen_mfa.cli import info
+from qwen_mfa.cli.explain import finding_as_json
+from qwen_mfa.cli.table import seconds, table
+from qwen_mfa.errors import BackendError
+from qwen_mfa.problem import Problem
+
+if TYPE_CHECKING:
+    import argparse
+
+    from qwen_mfa.advice import Advice
+    from qwen_mfa.candidates import Finding
+    from qwen_mfa.dispatch import Choice
+    from qwen_mfa.host import Host
+
+HELP = "check this installation and say what would make it faster"
+
+# Image tokens at 512, 1024 and 1328 pixels square, each with some text: Qwen-Image's own sizes.
+TEXT_TOKENS = 100
+IMAGES = {"512 x 512": 1024, "1024 x 1024": 4096, "1328 x 1328": 6889}
+MEBIBYTE = 1 << 20
+_WIDEST = 60  # of a reason in the table; --json and `explain` have all of it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """Everything that the command found."""
+
+    host: Host
+    library: dict[str, Any]
+    choices: dict[str, Choice | str]
+    cache: dict[str, Any]
+    failures: dict[str, str]
+    advice: list[Advice]
+
+    @property
+    def status(self) -> int:
+        """Return the exit status."""
+        broken = self.library["state"] == "unusable" or not self.host.mlx
+        broken = broken or any(isinstance(choice, str) for choice in self.choices.values())
+        if broken:
+            return 2
+        return 1 if self.advice or self.failures or self.cache["notes"] else 0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--forget", action="store_true", help="prove and measure again what is on record"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Examine, print, and return the exit status."""
+    report = examine(forget=args.forget)
+    print(json.dumps(as_json(report), indent=2) if args.json else as_text(report))
+    return report.status
+
+
+def examine(*, forget: bool = False) -> Report:
+    """Find out everything."""
+    kept = decisions.opened()
+    if forget:
+        kept.store.clear()
+    library = info.gather()["library"]
+    here = host.read()
+    choices = {title: _choice(tokens) for title, tokens in IMAGES.items()}
+    findings = [
+        finding
+        for choice in choices.values()
+        if not isinstance(choice, str)
+        for finding in choice.findings
+    ]
+    names = [kernel.name for kernel in candidates.ALL]
+    return Report(
+        host=here,
+        library=library,
+        choices=choices,
+        cache={
+            "file": str(kept.store.path),
+            "records": len(kept.store.records()),
+            "notes": kept.store.notes,
+        },
+        failures={name: kept.failure(name) for name in names if kept.failure(name)},
+        advice=advice.give(here, library["state"], library.get("reason", ""), findings),
+    )
+
+
+def _choice(image_tokens: int) -> Choice | str:
+    tokens = image_tokens + TEXT_TOKENS
+    problem = Problem(
+        batch=1,
+        heads_q=24,
+        heads_kv=24,
+        seq_q=tokens,
+        seq_kv=tokens,
+        head_dim=128,
+        value_dim=128,
+        dtype="bfloat16",
+    )
+    try:
+        return dispatch.choose(problem)
+    except BackendError as error:  # a forced kernel that cannot run
+        return str(error)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Return the report as JSON values."""
+    return {
+        "status": report.status,
+        "qwen-mfa": qwen_mfa.__version__,
+        "host": {
+            **asdict(report.host),
+            "gpu_family": report.host.gpu_family,
+            "mlx_has_matrix_kernels": report.host.mlx_has_matrix_kernels,
+        },
+        "library": report.library,
+        "shapes": {
+            title: {"error": choice}
+            if isinstance(choice, str)
+            else {
+                "kernel": choice.kernel.name,
+                "reason": choice.reason,
+                "candidates": [finding_as_json(finding) for finding in choice.findings],
+            }
+            for title, choice in report.choices.items()
+        },
+        "cache": report.cache,
+        "failures": report.failures,
+        "advice": [x.text for x in report.advice],
+    }
+
+
+def as_text(report: Report) -> str:
+    """Lay the report out on one screen."""
+    here, library = report.host, report.library
+    state = library["state"]
+    native = (
+        f"{library['engine']} engine, {library['origin']}, sha256 {library['sha256'][:16]}"
+        if state == "ready"
+        else f"{state}: {library.get('reason', '')}"
+    )
+    lines = [
+        f"qwen-mfa {qwen_mfa.__version__}, Python {here.python}",
+        f"host     {here.system} {here.release} ({here.build}), {here.machine}",
+        (
+            f"         {here.chip or 'unknown chip'}, {here.cpus} processors, "
+            f"{here.memory // MEBIBYTE} MiB, GPU {here.gpu_family}"
+        ),
+        f"         features: {' '.join(here.features) or 'none known'}",
+        f"MLX      {here.mlx or 'missing'}: {', '.join(here.backends) or 'no backend installed'}",
+        *_matrix_units(here),
+        f"library  {native}",
+        *([f"         {library['library']}"] if state == "ready" else []),
+        *([f"         built by {library['built by']}, {library['runs as']}"] * (state == "ready")),
+        f"cache    {report.cache['file']}, {report.cache['records']} records",
+        *(f"         note: {note}" for note in report.cache["notes"]),
+        *(f"failed   {name} (last time): {why}" for name, why in report.failures.items()),
+        "",
+        (
+            "Qwen-Image's attention (B 1, H 24, D 128, bfloat16, "
+            f"image and {TEXT_TOKENS} text tokens):"
+        ),
+        "",
+        _kernels(report),
+        "",
+        *_outcome(report),
+    ]
+    return "\n".join(lines)
+
+
+def _matrix_units(here: Host) -> list[str]:
+    if here.system != "macOS":
+        return []
+    has = "has" if here.mlx_has_matrix_kernels else "does not have"
+    return [f"         this build {has} kernels for M5's matrix units (on this macOS)"]
+
+
+def _kernels(report: Report) -> str:
+    rows = []
+    for title, choice in report.choices.items():
+        if isinstance(choice, str):
+            rows.append([title, "-", "BROKEN", "", "", "", choice])
+            continue
+        lines = [_cells(x, runs=x.kernel is choice.kernel) for x in choice.findings]
+        if choice.kernel.name == "mlx":
+            lines.insert(0, ["mlx", "runs", "-", "-", "-", "" if lines else choice.reason])
+        rows += [[title if i == 0 else "", *line] for i, line in enumerate(lines)]
+    header = ["image", "kernel", "", "proof error", "time", "MLX's time", "finding"]
+    note = "Times are of the problems that were measured: smaller ones where MLX would take long."
+    return f"{table(header, rows)}\n{note}"
+
+
+def _cells(finding: Finding, *, runs: bool) -> list[str]:
+    verdict, samples = finding.verdict, finding.samples
+    why = samples[-1].ratio if samples else finding.reason
+    proof = "-" if verdict is None else f"{verdict.error:.1e}" if verdict.ok else "WRONG"
+    times = [seconds(samples[-1].seconds), seconds(samples[-1].seconds_mlx)]
+    return [
+        finding.kernel.name,
+        "runs" if runs else "",
+        proof,
+        *(times if samples else ["-", "-"]),
+        why if len(why) <= _WIDEST else why[: _WIDEST - 1] + "…",
+    ]
+
+
+def _outcome(report: Report) -> list[str]:
+    if not report.advice:
+        return ["Nothing to do: this is as fast as it gets here." if not report.status else ""]
+    title = "BROKEN. To do:" if report.status == 2 else "Worth doing, the greatest gain first:"
+    return [title, *(f"{i}. {x.text}" for i, x in enumerate(report.advice, 1))]

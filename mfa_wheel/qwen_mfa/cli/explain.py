@@ -1,0 +1,148 @@
+"""Say which kernel runs for one attention problem on this machine, and why.
+
+What is not known yet is proved and measured first; with QWEN_MFA_TUNE=0, it is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from qwen_mfa import dispatch
+from qwen_mfa.cli.table import seconds
+from qwen_mfa.problem import PRECISIONS, Problem
+from qwen_mfa.variants import class_of, variant_of
+
+if TYPE_CHECKING:
+    from qwen_mfa.candidates import Finding
+    from qwen_mfa.dispatch import Choice
+
+HELP = "show what runs for one problem, and why"
+MASKS = ("none", "causal", "bool", "additive")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    for name, text in (
+        ("B", "batch"),
+        ("H", "query heads"),
+        ("SQ", "query rows"),
+        ("SKV", "key rows"),
+        ("D", "head dimension"),
+    ):
+        parser.add_argument(name, type=_size, help=text)
+    parser.add_argument("DTYPE", choices=sorted(PRECISIONS))
+    parser.add_argument("--mask", choices=MASKS, default="none")
+    parser.add_argument(
+        "--mask-shape",
+        type=_shape,
+        metavar="B,H,SQ,SKV",
+        help="of a bool or additive mask (default 1,1,SQ,SKV)",
+    )
+    parser.add_argument("--heads-kv", type=_size, metavar="N", help="key heads (default H)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Decide and print. Exit status 2 for a problem that cannot be."""
+    problem = _problem(args)
+    choice = dispatch.choose(problem)
+    if args.json:
+        print(json.dumps(as_json(problem, choice), indent=2))
+    else:
+        print(as_text(problem, choice))
+    return 0
+
+
+def as_json(problem: Problem, choice: Choice) -> dict[str, Any]:
+    """Return everything that is known, as JSON values."""
+    return {
+        "problem": asdict(problem),
+        "variant": variant_of(problem).key,
+        "class": class_of(problem)[0],
+        "kernel": choice.kernel.name,
+        "reason": choice.reason,
+        "candidates": [finding_as_json(finding) for finding in choice.findings],
+    }
+
+
+def finding_as_json(finding: Finding) -> dict[str, Any]:
+    """Return what is known of one candidate, as JSON values."""
+    return {
+        "kernel": finding.kernel.name,
+        "reason": finding.reason,
+        "proof": None if finding.verdict is None else asdict(finding.verdict),
+        "measured": [{**asdict(x), "wins": x.wins} for x in finding.samples],
+    }
+
+
+def as_text(problem: Problem, choice: Choice) -> str:
+    """Lay everything out for people."""
+    lines = [
+        f"problem   {problem}",
+        f"class     {class_of(problem)[0]}",
+        f"runs      {choice.kernel.name}",
+        f"because   {choice.reason}",
+    ]
+    for finding in choice.findings:
+        lines += ["", f"candidate {finding.kernel.name}"]
+        verdict = finding.verdict
+        if verdict is None:
+            lines.append(f"  {finding.reason}")
+        elif not verdict.ok:
+            lines.append(f"  proof     failed: {verdict.reason}")
+        else:
+            lines.append(
+                f"  proof     holds: largest error {verdict.error:.1e}, "
+                f"{verdict.margin:.2f} of its bound"
+            )
+        lines += [
+            f"  measured  {seconds(x.seconds)} against {seconds(x.seconds_mlx)} of MLX: {x}"
+            for x in finding.samples
+        ]
+    return "\n".join(lines)
+
+
+def _problem(args: argparse.Namespace) -> Problem:
+    heads_kv = args.heads_kv or args.H
+    if args.H % heads_kv:
+        msg = f"{heads_kv} key heads do not divide {args.H} query heads"
+        msg_0 = f"qwen-mfa explain: {msg}"
+        raise SystemExit(msg_0)
+    is_array = args.mask in {"bool", "additive"}
+    full = (args.B, args.H, args.SQ, args.SKV)
+    shape = args.mask_shape or (1, 1, args.SQ, args.SKV)
+    if is_array and any(n not in (1, m) for n, m in zip(shape, full, strict=True)):
+        msg = f"a mask of shape {shape} does not broadcast to {full}"
+        msg_0 = f"qwen-mfa explain: {msg}"
+        raise SystemExit(msg_0)
+    return Problem(
+        batch=args.B,
+        heads_q=args.H,
+        heads_kv=heads_kv,
+        seq_q=args.SQ,
+        seq_kv=args.SKV,
+        head_dim=args.D,
+        value_dim=args.D,
+        dtype=args.DTYPE,
+        mask=args.mask,
+        mask_shape=shape if is_array else (),
+    )
+
+
+def _size(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 1 << 20:
+        msg = f"{text} is not from 1 to {1 << 20}"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = tuple(_size(word) for word in text.split(","))
+    if len(sizes) != 4:
+        msg = f"{text} does not have four sizes"
+        raise argparse.ArgumentTypeError(msg)
+    return sizes
