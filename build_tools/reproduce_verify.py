@@ -11,6 +11,7 @@ import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from build_tools import recipe
 from build_tools.audit.archive import ZIP_ERRORS
 from build_tools.audit.auditor import audit
 from build_tools.process import capture
@@ -39,6 +40,7 @@ class Claim:
     toolchain: str
     compiler: str
     engine: str
+    recipe: str = ""
 
 
 def read_claim(wheel: Path) -> Claim:
@@ -83,6 +85,7 @@ def read_claim(wheel: Path) -> Claim:
         toolchain=toolchain,
         compiler=str(manifest.get("compiler", "")),
         engine=str(manifest.get("engine", "none")),
+        recipe=str(manifest.get("recipe", "")),
     )
 
 
@@ -102,6 +105,8 @@ def find_commit(claim: Claim) -> str:
             for path, digest in claim.sources.items()
             if path not in blobs or _sha256(blobs[path], known) != digest
         ]
+        if claim.recipe and _recipe(blobs, known) != claim.recipe:
+            other.append("build_tools/ and its pins")
         if not other:
             return commit
         if nearest is None or len(other) < nearest[0]:
@@ -115,6 +120,12 @@ def find_commit(claim: Claim) -> str:
         f" in {count}: {', '.join(sorted(other)[:5])}. Fetch newer commits, or check out the tag."
     )
     raise ReproduceError(msg)
+
+
+def _recipe(blobs: Mapping[str, str], known: dict[str, str]) -> str:
+    return recipe.digest(
+        {path: _sha256(blob, known) for path, blob in blobs.items() if recipe.belongs(path)}
+    )
 
 
 def _blobs(commit: str) -> Iterator[tuple[str, str]]:
