@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup demo wheel test lint format types swift-test pytest install mflux clean
+.PHONY: help setup demo wheel test lint format types swift-test pytest install mflux reproduce clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,6 +67,9 @@ mflux: install $(MFLUX)/.complete ## Install the wheel and real mflux into .venv
 
 pytest: install mflux
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+
+reproduce: setup ## Build twice, with nothing in common but the sources, and compare the bytes
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build_tools reproduce
 
 clean: ## Remove everything that is built
 	rm -rf $(VENV) $(MFLUX) build dist swift_pkg/.build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -28,8 +28,10 @@ COMMANDS = {
     "audit": "build_tools.commands.audit",
     "demo": "build_tools.commands.demo",
     "native": "build_tools.commands.native",
-    "swift-test": "build_tools.commands.swift_test",
     "relocate": "build_tools.commands.relocate",
+    "reproduce": "build_tools.commands.reproduce",
+    "swift-test": "build_tools.commands.swift_test",
+    "verify": "build_tools.commands.verify",
     "wheel": "build_tools.commands.wheel",
 }
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from build_tools.audit.archive import ZIP_ERRORS
+from build_tools.audit.archive import ZIP_ERRORS, is_folder
 from build_tools.audit.contents import is_native
 from build_tools.audit.names import canonical_key
 from build_tools.errors import BuildToolsError
@@ -65,7 +65,7 @@ def rewrite_wheel(path: Path, *, sboms: Mapping[str, str] | None = None) -> None
     """
     try:
         with zipfile.ZipFile(path) as source:
-            names = [info.filename for info in source.infolist() if not info.is_dir()]
+            names = [info.filename for info in source.infolist() if not is_folder(info)]
             if len(set(names)) != len(names):
                 msg = f"{path.name} has two entries of one name"
                 raise CanonicalError(msg)

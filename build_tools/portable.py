@@ -103,10 +103,10 @@ def build(*, work: Path | None = None, toolchain: str | None = None) -> Built | 
         say("No Swift toolchain used: compiling the same C sources with cc.")
     work = work or ROOT / "build" / "native"
     sources = source_hashes()
-    compiler = _compiler(toolchain)
+    compiled_by = compiler(toolchain)
     flags = _swift_flags("<package>") if toolchain == "swift" else _cc_flags("<package>")
     key = hashlib.sha256(
-        json.dumps([toolchain, compiler, flags, sources, _steps(), platform.machine()]).encode()
+        json.dumps([toolchain, compiled_by, flags, sources, _steps(), platform.machine()]).encode()
     ).hexdigest()[:16]
     target = work / f"{toolchain}-{key}"
     built = _cached(target)
@@ -128,7 +128,7 @@ def build(*, work: Path | None = None, toolchain: str | None = None) -> Built | 
         built = Built(
             library=target / LIBRARY,
             built_by=_title(toolchain),
-            compiler=compiler,
+            compiler=compiled_by,
             flags=flags,
             sources=sources,
             sha256=_sha256(library),
@@ -235,7 +235,8 @@ def _title(toolchain: str) -> str:
     return "swift build -c release" if toolchain == "swift" else "cc"
 
 
-def _compiler(toolchain: str) -> str:
+def compiler(toolchain: str) -> str:
+    """Return the line by which the compiler of ``toolchain`` introduces itself."""
     text = capture([toolchain, "--version"])
     return next(line for line in text.splitlines() if "ersion" in line or "gcc" in line or line)
 

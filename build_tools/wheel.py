@@ -18,7 +18,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
-from build_tools import canonical, portable, sbom
+from build_tools import canonical, portable, recipe, sbom
 from build_tools.audit.gate import require
 from build_tools.relocate import elf
 
@@ -56,6 +56,7 @@ def manifest(built: portable.Built, *, version: str) -> dict[str, Any]:
         "compiler": built.compiler,
         "flags": built.flags,
         "sources": built.sources,
+        "recipe": recipe.read(portable.ROOT),
         "library": {
             "file": built.library.name,
             "sha256": built.sha256,

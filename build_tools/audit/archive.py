@@ -50,13 +50,18 @@ class Archive:
     @property
     def files(self) -> tuple[zipfile.ZipInfo, ...]:
         """The entries that are regular files."""
-        return tuple(info for info in self.entries if not info.is_dir() and not is_special(info))
+        return tuple(info for info in self.entries if not is_folder(info) and not is_special(info))
 
     def chunks(self, info: zipfile.ZipInfo) -> Iterator[bytes]:
         """Unpack one entry piece by piece; raise one of `ZIP_ERRORS` when it is corrupt."""
         with self.zip.open(info) as source:
             while piece := source.read(CHUNK):
                 yield piece
+
+
+def is_folder(info: zipfile.ZipInfo) -> bool:
+    """Say whether an entry stands for a folder (zipfile's own test fails on empty names)."""
+    return info.filename.endswith("/")
 
 
 def is_special(info: zipfile.ZipInfo) -> bool:

@@ -8,7 +8,7 @@ import unicodedata
 import zipfile
 from typing import TYPE_CHECKING
 
-from build_tools.audit.archive import is_special
+from build_tools.audit.archive import is_folder, is_special
 from build_tools.audit.findings import Finding, found
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def check_names(archive: Archive) -> Iterator[Finding]:
     exact: set[str] = set()
     for info in archive.entries:
         name = info.orig_filename
-        if UNSAFE.search(name) or "\x00" in name:
+        if not info.filename or UNSAFE.search(name):
             yield found("name-unsafe", name, "absolute, climbing, or with forbidden characters")
         yield from _portable(name)
         if is_special(info):
@@ -73,7 +73,7 @@ def _not_canonical(archive: Archive) -> Iterator[str]:
         yield "entries were not made as on Unix"
     if any(info.extra or info.comment for info in archive.entries) or archive.zip.comment:
         yield "entries have extra fields or comments"
-    if any(info.is_dir() for info in archive.entries):
+    if any(is_folder(info) for info in archive.entries):
         yield "folders have entries of their own"
     methods = {info.compress_type for info in archive.entries if info.file_size}
     if methods - {zipfile.ZIP_DEFLATED}:

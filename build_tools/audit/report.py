@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from build_tools.audit.auditor import Report
 
+WIDTH = 220
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -30,6 +30,9 @@ def as_dict(report: Report) -> dict[str, object]:
 
 def show(report: Report, console: Console) -> None:
     """Print the table of findings and a line of summary."""
+    if not console.is_terminal:
+        # Piped into a file there is no width to obey, and 80 columns would fold every word.
+        console = Console(file=console.file, width=WIDTH, highlight=False, soft_wrap=True)
     name = escape(report.path.name)
     if report.findings:
         table = Table(title=name, title_justify="left", expand=False)
@@ -44,8 +47,7 @@ def show(report: Report, console: Console) -> None:
                 escape(finding.what),
                 escape(finding.mend),
             )
-        # Piped into a file there is no width to obey, and 80 columns would fold every word.
-        console.print(table, width=None if console.is_terminal else max(console.width, 200))
+        console.print(table)
     counts = _counts(report)
     told = ", ".join(f"{count} {_plural(word, count)}" for word, count in counts.items() if count)
     verdict = "[bold red]findings[/]" if report.failed else "[green]passed[/]"

@@ -1,0 +1,1 @@
+"""Tests of wheels as files: nothing here needs MLX."""
