@@ -27,6 +27,7 @@ class Command(Protocol):
 COMMANDS = {
     "audit": "build_tools.commands.audit",
     "demo": "build_tools.commands.demo",
+    "fetch": "build_tools.commands.fetch",
     "native": "build_tools.commands.native",
     "swift-test": "build_tools.commands.swift_test",
     "relocate": "build_tools.commands.relocate",
