@@ -31,6 +31,7 @@ COMMANDS = {
     "native": "build_tools.commands.native",
     "swift-test": "build_tools.commands.swift_test",
     "relocate": "build_tools.commands.relocate",
+    "typecheck": "build_tools.commands.typecheck",
     "wheel": "build_tools.commands.wheel",
 }
 
