@@ -29,6 +29,7 @@ COMMANDS = {
     "demo": "build_tools.commands.demo",
     "fetch": "build_tools.commands.fetch",
     "native": "build_tools.commands.native",
+    "pin": "build_tools.commands.pin",
     "swift-test": "build_tools.commands.swift_test",
     "relocate": "build_tools.commands.relocate",
     "typecheck": "build_tools.commands.typecheck",

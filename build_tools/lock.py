@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -116,11 +116,6 @@ def rewrite(path: Path, lock: Lock) -> None:
     document["abi"]["header"] = lock.header.path
     document["abi"]["sha256"] = lock.header.sha256
     write_text(path, tomlkit.dumps(document))
-
-
-def moved(repository: Repository, *, commit: str, tree: str, licences: Any) -> Repository:
-    """Return ``repository`` pinned to another commit."""
-    return replace(repository, commit=commit, tree=tree, licences=tuple(licences))
 
 
 def _rewrite_repository(entry: Any, repository: Repository) -> None:
