@@ -29,6 +29,11 @@ let package = Package(
       exclude: ["Tests", "overlay.toml"],
       sources: ["Sources", "Standins"]
     ),
-    .testTarget(name: "OverlayTests", dependencies: ["Overlay"] + metal, path: "Tests"),
+    // Stores one library in a cache: what the tests run several times at once.
+    .executableTarget(
+      name: "ShaderStorer", dependencies: ["Overlay"], path: "Tests/ShaderStorer"),
+    .testTarget(
+      name: "OverlayTests", dependencies: ["Overlay", "ShaderStorer"] + metal,
+      path: "Tests/OverlayTests"),
   ]
 )
