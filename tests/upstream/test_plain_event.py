@@ -60,7 +60,7 @@ MUTATIONS = {
     "reads behind the source tile": ("from_x < columns && from_y < rows", "true"),
     "reads one column too many": ("from_x < columns &&", "from_x <= columns &&"),
     "leaves the margin as it was": ("T value = T(0);", "T value = T(1);"),
-    "swaps the axes the other way": ("columns = transpose_matrix ?", "columns = !transpose_matrix ?"),
+    "swaps the axes": ("columns = transpose_matrix ?", "columns = !transpose_matrix ?"),
     "clamps to one column too few": ("? columns - 1", "? columns - 2"),
     "writes behind the destination": ("min(dst_tile_dimensions.x, src_tile_dimensions.x)",
                                       "src_tile_dimensions.x"),
