@@ -30,8 +30,8 @@ COMMANDS = {
     "fetch": "build_tools.commands.fetch",
     "native": "build_tools.commands.native",
     "pin": "build_tools.commands.pin",
-    "swift-test": "build_tools.commands.swift_test",
     "relocate": "build_tools.commands.relocate",
+    "swift-test": "build_tools.commands.swift_test",
     "typecheck": "build_tools.commands.typecheck",
     "wheel": "build_tools.commands.wheel",
 }
