@@ -102,6 +102,10 @@ def verify(root: Path, lock: Lock, *, listing: Path) -> None:
             "Run `python -m build_tools fetch --refresh` to fetch it anew."
         )
         raise SourceError(msg)
+    header = root / lock.header.path
+    if not header.is_file() or files.sha256(header) != lock.header.sha256:
+        msg = f"the ABI header {lock.header.path} is not the one that the lock names; pin anew"
+        raise SourceError(msg)
     for repo in lock.repositories:
         for licence in repo.licences:
             path = root / repo.path / licence.path

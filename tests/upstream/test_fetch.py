@@ -218,6 +218,13 @@ def test_a_licence_that_changed(upstream: Upstream, tmp_path: Path, cache: Path,
     refused(lock, cache, log, "LICENSE", "licence")
 
 
+def test_a_header_that_is_not_the_locks(
+    upstream: Upstream, tmp_path: Path, cache: Path, log: Path
+) -> None:
+    lock = upstream.write_lock(tmp_path / "lock", header_sha256="5" * 64)
+    refused(lock, cache, log, "mfa_ffi.h", "ABI header")
+
+
 @pytest.mark.parametrize("damage", ["change", "add", "remove", "mode", "submodule"])
 def test_a_dirty_cache(
     damage: str, upstream: Upstream, tmp_path: Path, cache: Path, log: Path

@@ -59,14 +59,15 @@ class Pinned:
 class Upstream:
     """Two served repositories that tests may add commits to, and a work tree of each."""
 
-    def __init__(self, server: GitServer, folder: Path) -> None:
+    def __init__(self, server: GitServer, folder: Path, *, prefix: str = "") -> None:
         self.server = server
+        self.owner = f"{prefix}/owner" if prefix else "owner"
         self.super = folder / "super"
         self.sub = folder / "sub"
         for name, work in (("super", self.super), ("sub", self.sub)):
             shutil.copytree(MINIATURE / name, work)
             git(work, "init", "--quiet", "--initial-branch=main")
-            bare = server.root / "owner" / f"{name}.git"
+            bare = server.root / self.owner / f"{name}.git"
             git(work, "init", "--quiet", "--bare", str(bare))
             git(work, "remote", "add", "served", str(bare))
         # What a clone could get wrong: modes, links, line endings, substitutions; and some bulk,
@@ -84,11 +85,11 @@ class Upstream:
 
     @property
     def url(self) -> str:
-        return f"{self.server.url}/owner/super.git"
+        return f"{self.server.url}/{self.owner}/super.git"
 
     @property
     def sub_url(self) -> str:
-        return f"{self.server.url}/owner/sub.git"
+        return f"{self.server.url}/{self.owner}/sub.git"
 
     def declare(self, url: str, path: str = SUBMODULE) -> None:
         """Write .gitmodules."""
@@ -115,6 +116,10 @@ class Upstream:
         git(self.super, "push", "--quiet", "served", f"{commit}:refs/heads/crafted-{commit[:8]}")
         return commit
 
+    def commit_without_submodule(self, message: str) -> str:
+        git(self.super, "rm", "--quiet", "--cached", SUBMODULE)
+        return self._commit(self.super, message)
+
     def _commit(self, work: Path, message: str, gitlink: str | None = None) -> str:
         git(work, "add", "--all", ".")
         if gitlink is not None:
@@ -127,8 +132,8 @@ class Upstream:
         """Write a lock for ``pinned``; ``changes`` replace single values (``sub_`` for its own)."""
         state = pinned or self.first
         licences = [
-            {"path": "LICENSE", "sha256": files.sha256(MINIATURE / name / "LICENSE")}
-            for name in ("super", "sub")
+            {"path": "LICENSE", "sha256": files.sha256(work / "LICENSE")}
+            for work in (self.super, self.sub)
         ]
         values: dict[str, Any] = {
             "url": self.url,
@@ -141,6 +146,7 @@ class Upstream:
             "sub_tree": state.sub_tree,
             "sub_licences": [licences[1]],
             "requires": {"swift": "6.0"},
+            "header_sha256": files.sha256(self.super / HEADER),
         } | changes
         sub = {k.removeprefix("sub_"): v for k, v in values.items() if k.startswith("sub_")}
         data = {
@@ -152,7 +158,7 @@ class Upstream:
                 **{k: values[k] for k in ("url", "commit", "tree", "licences")},
             },
             "submodules": [sub],
-            "abi": {"header": HEADER, "sha256": files.sha256(MINIATURE / "super" / HEADER)},
+            "abi": {"header": HEADER, "sha256": values["header_sha256"]},
             "build": {"product": "MFAFFI", "requires": values["requires"]},
         }
         path.write_text(tomlkit.dumps(data), encoding="utf-8")

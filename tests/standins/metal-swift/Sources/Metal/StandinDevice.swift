@@ -215,7 +215,7 @@ final class StandinEncoder: MTLComputeCommandEncoder {
 
   deinit {
     // As Metal does: not an error code, the end of the process.
-    precondition(ended, "Command encoder released without endEncoding")
+    if !ended { fatalError("Command encoder released without endEncoding") }
   }
 
   func setComputePipelineState(_: MTLComputePipelineState) {}
