@@ -108,7 +108,8 @@ def rewrite(path: Path, lock: Lock) -> None:
     """Write ``lock`` over the file at ``path``, keeping its comments; whole or not at all."""
     document: Any = tomlkit.parse(path.read_text(encoding="utf-8"))
     document["upstream"]["date"] = lock.date
-    document["upstream"]["why"] = tomlkit.string(f"\n{lock.why}", multiline=True)
+    if document["upstream"]["why"].strip() != lock.why:
+        document["upstream"]["why"] = tomlkit.string(lock.why, multiline="\n" in lock.why)
     _rewrite_repository(document["upstream"], lock.upstream)
     for entry, module in zip(document.get("submodules", []), lock.submodules, strict=True):
         entry["path"] = module.path

@@ -68,7 +68,7 @@ class Upstream:
             shutil.copytree(MINIATURE / name, work)
             git(work, "init", "--quiet", "--initial-branch=main")
             bare = server.root / self.owner / f"{name}.git"
-            git(work, "init", "--quiet", "--bare", str(bare))
+            git(work, "init", "--quiet", "--bare", "--initial-branch=main", str(bare))
             git(work, "remote", "add", "served", str(bare))
         # What a clone could get wrong: modes, links, line endings, substitutions; and some bulk,
         # so that a connection can break in the middle of it.
