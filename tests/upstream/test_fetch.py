@@ -12,7 +12,7 @@ import pytest
 
 from build_tools import lock as locks
 from build_tools import source
-from build_tools.errors import SourceError
+from build_tools.errors import LockError, SourceError
 from build_tools.remotes import Remotes
 from build_tools.source import ROOT
 from tests.upstream.servers import HOST, GitServer, Proxy, free_port
@@ -154,7 +154,7 @@ def test_gitmodules_with_a_path_outside(
 
 def test_a_lock_with_a_path_outside(upstream: Upstream, tmp_path: Path) -> None:
     lock = upstream.write_lock(tmp_path / "lock", sub_path="../outside")
-    with pytest.raises(locks.LockError, match="not a plain path"):
+    with pytest.raises(LockError, match="not a plain path"):
         locks.load(lock)
 
 
@@ -247,14 +247,14 @@ def test_a_dirty_cache(
     assert (fresh.root / "notes.txt").read_bytes() == b"one\n$Id$\n"
 
 
-def through(upstream: Upstream, port: int) -> dict[str, str]:
-    """Lock values that send the superproject's requests to another port."""
-    return {"url": upstream.url.replace(str(upstream.server.port), str(port))}
+def through(upstream: Upstream, port: int) -> str:
+    """Return a URL that sends the superproject's requests to another port."""
+    return upstream.url.replace(str(upstream.server.port), str(port))
 
 
 def test_a_truncated_pack(upstream: Upstream, tmp_path: Path, cache: Path, log: Path) -> None:
     with Proxy(upstream.server.port, limit=200_000) as proxy:
-        lock = upstream.write_lock(tmp_path / "lock", **through(upstream, proxy.port))
+        lock = upstream.write_lock(tmp_path / "lock", url=through(upstream, proxy.port))
         refused(lock, cache, log, "could not be had")
         assert proxy.connections == QUICK.attempts
 
@@ -263,7 +263,7 @@ def test_a_server_that_stops_in_the_middle(
     upstream: Upstream, tmp_path: Path, cache: Path, log: Path
 ) -> None:
     with Proxy(upstream.server.port, limit=200_000, stall=True) as proxy:
-        lock = upstream.write_lock(tmp_path / "lock", **through(upstream, proxy.port))
+        lock = upstream.write_lock(tmp_path / "lock", url=through(upstream, proxy.port))
         impatient = Remotes(attempts=1, backoff=0.01, timeout=2)
         refused(lock, cache, log, "ran longer than 2 s", remotes=impatient)
 
@@ -276,7 +276,7 @@ def test_a_server_that_is_down_then_the_mirror(
     log: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    lock = upstream.write_lock(tmp_path / "lock", **through(upstream, free_port()))
+    lock = upstream.write_lock(tmp_path / "lock", url=through(upstream, free_port()))
     refused(lock, cache, log, "could not be had", "--mirror DIR|URL")
     assert "again in 0.01 s" in capsys.readouterr().err
     remotes = Remotes(mirror=server.url, attempts=3, backoff=0.01)
@@ -298,7 +298,7 @@ def test_a_folder_of_mirrors_needs_no_network(
         git(mirror, "clone", "--quiet", "--bare",
             str(upstream.server.root / "owner" / f"{name}.git"), str(target))  # fmt: skip
     port = free_port()
-    lock = upstream.write_lock(tmp_path / "lock", **through(upstream, port))
+    lock = upstream.write_lock(tmp_path / "lock", url=through(upstream, port))
     tools.run("fetch", "--lock", lock, "--cache", cache, "--offline", "--mirror", mirror)
     # The variables say the same.
     tools.run(
@@ -323,7 +323,7 @@ def test_killed_in_the_middle_and_run_again(
     upstream: Upstream, tmp_path: Path, cache: Path, log: Path, tools: Tools
 ) -> None:
     with Proxy(upstream.server.port, limit=200_000, stall=True) as proxy:
-        lock = upstream.write_lock(tmp_path / "lock", **through(upstream, proxy.port))
+        lock = upstream.write_lock(tmp_path / "lock", url=through(upstream, proxy.port))
         child = subprocess.Popen(
             tools.command("fetch", "--lock", lock, "--cache", cache),
             cwd=ROOT,

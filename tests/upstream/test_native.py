@@ -339,7 +339,7 @@ def test_no_swift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_real_pin_needs_a_mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On Linux, with no Swift either: both are told at once, and nothing is fetched."""
-    monkeypatch.setattr(toolchain.platform, "system", lambda: "Linux")
+    monkeypatch.setattr("build_tools.toolchain.platform.system", lambda: "Linux")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ToolchainError) as caught:
         toolchain.check(locks.load().requires)
@@ -359,9 +359,11 @@ def test_an_old_mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (folder / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
-    monkeypatch.setattr(toolchain.platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(toolchain.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(toolchain.platform, "mac_ver", lambda: ("14.7", ("", "", ""), ""))
+    monkeypatch.setattr("build_tools.toolchain.platform.system", lambda: "Darwin")
+    monkeypatch.setattr("build_tools.toolchain.platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(
+        "build_tools.toolchain.platform.mac_ver", lambda: ("14.7", ("", "", ""), "")
+    )
     with pytest.raises(ToolchainError) as caught:
         toolchain.check({"swift": "6.0", "macos": "15.0", "xcode": "16.0"})
     told = str(caught.value)
