@@ -27,10 +27,13 @@ class Command(Protocol):
 COMMANDS = {
     "audit": "build_tools.commands.audit",
     "demo": "build_tools.commands.demo",
+    "fetch": "build_tools.commands.fetch",
     "native": "build_tools.commands.native",
+    "pin": "build_tools.commands.pin",
     "relocate": "build_tools.commands.relocate",
     "reproduce": "build_tools.commands.reproduce",
     "swift-test": "build_tools.commands.swift_test",
+    "typecheck": "build_tools.commands.typecheck",
     "verify": "build_tools.commands.verify",
     "wheel": "build_tools.commands.wheel",
 }

@@ -13,3 +13,23 @@ class ToolError(BuildToolsError):
 
 class UsageError(BuildToolsError):
     """The command line asks for something that cannot be done."""
+
+
+class LockError(BuildToolsError):
+    """The lock file is missing, malformed, or asks for what cannot be."""
+
+
+class SourceError(BuildToolsError):
+    """The source could not be fetched, or is not what the lock says."""
+
+
+class OverlayError(BuildToolsError):
+    """A repair does not fit the source that it is laid over."""
+
+
+class ToolchainError(BuildToolsError):
+    """A compiler, an SDK or an operating system version that the build needs is missing."""
+
+
+class BuildError(BuildToolsError):
+    """The native build failed, or its result is not what it must be."""

@@ -1,11 +1,20 @@
-"""Build the native library, or take it from the cache, and say where it is."""
+"""Build the native library, or take it from the cache, and say where it is.
+
+The metal engine is the pinned upstream source with our repairs (macOS only); the portable engine is
+this repository's own C code. The toolchain is checked before anything is fetched.
+"""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools import portable
+from build_tools import lock as locks
+from build_tools import metal, overlay, portable, remotes, source
+from build_tools.commands import common
 from build_tools.console import stdout
+from build_tools.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -15,11 +24,63 @@ HELP = "build the native library"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--toolchain", choices=["swift", "cc"], help="insist on one toolchain")
+    parser.add_argument(
+        "--engine",
+        choices=["portable", "metal", "auto"],
+        default="auto",
+        help="auto: metal on macOS, portable elsewhere (default)",
+    )
+    parser.add_argument(
+        "--toolchain", choices=["swift", "cc"], help="portable: insist on one toolchain"
+    )
+    common.add_lock(parser)
+    common.add_overlay(parser)
+    remotes.add_arguments(parser)
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=source.ROOT / "build" / "native",
+        metavar="DIR",
+        help="where results are kept; default: %(default)s",
+    )
+    parser.add_argument(
+        "--build-root",
+        type=Path,
+        default=metal.CANONICAL,
+        metavar="DIR",
+        help="metal: the folder in which the compiler works; its name is part of the library, so "
+        "only the default gives the bytes that others get (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--swift-option",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="metal: one more option for swift build, as --swift-option=-Xlinker; recorded in "
+        "the manifest",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Build and print the library's path."""
-    built = portable.build(toolchain=args.toolchain)
-    stdout.print(str(built.library) if built else "none")
+    engine = args.engine
+    if engine == "auto":
+        engine = "metal" if sys.platform == "darwin" else "portable"
+    if engine == "portable":
+        built = portable.build(work=args.work.resolve(), toolchain=args.toolchain)
+        stdout.print(str(built.library) if built else "none", markup=False)
+        return 0
+    if args.toolchain is not None:
+        msg = "--toolchain is for the portable engine; the metal engine is built by swift"
+        raise UsageError(msg)
+    request = metal.Request(
+        lock=locks.load(args.lock),
+        repairs=overlay.load(args.overlay),
+        cache=args.cache.resolve(),
+        work=args.work.resolve(),
+        canonical=args.build_root.resolve(),
+        options=tuple(args.swift_option),
+    )
+    finished = metal.build(request, log=common.log_file(args), remotes=remotes.from_arguments(args))
+    stdout.print(str(finished.library), markup=False)
     return 0

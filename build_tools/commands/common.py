@@ -1,0 +1,51 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from build_tools import lock as locks
+from build_tools import source
+
+if TYPE_CHECKING:
+    import argparse
+
+OVERLAY = source.ROOT / "swift_pkg" / "overlay"
+
+
+def add_lock(parser: argparse.ArgumentParser) -> None:
+    """Add ``--lock``, ``--cache`` and ``--log``."""
+    parser.add_argument(
+        "--lock", type=Path, default=locks.DEFAULT, metavar="FILE", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=source.CACHE, metavar="DIR", help="default: %(default)s"
+    )
+    add_log(parser)
+
+
+def add_log(parser: argparse.ArgumentParser) -> None:
+    """Add ``--log``."""
+    parser.add_argument(
+        "--log", type=Path, metavar="FILE", help="default: build/logs/<command>.log"
+    )
+
+
+def add_overlay(parser: argparse.ArgumentParser) -> None:
+    """Add ``--overlay``."""
+    parser.add_argument(
+        "--overlay",
+        type=Path,
+        default=OVERLAY,
+        metavar="DIR",
+        help="the repairs; default: %(default)s",
+    )
+
+
+def log_file(args: argparse.Namespace) -> Path:
+    """Return the log file of this run, its folder made; a run starts a new log."""
+    path: Path = args.log or source.ROOT / "build" / "logs" / f"{args.command}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("", encoding="utf-8")
+    return path.resolve()

@@ -1,0 +1,141 @@
+"""Compile the real pinned source with our overlay on this machine, against stand-in Apple modules.
+
+Then run upstream's own kernel generator and list the Metal sources that it writes for Qwen-Image,
+with their keys in shader packs, and say whether what we rely on holds.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from build_tools import files, kernels, overlay, remotes, source, typecheck
+from build_tools import lock as locks
+from build_tools.commands import common
+from build_tools.console import say, stdout, step
+from build_tools.errors import BuildError, SourceError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from build_tools.kernels import Claim, Found
+
+HELP = "compile the pinned source and its repairs against stand-in Apple modules"
+APPLE9 = 9
+WIDE = 200
+SOURCES = Path(__file__).parent.parent / "shader_sources.json"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``typecheck``."""
+    common.add_lock(parser)
+    common.add_overlay(parser)
+    remotes.add_arguments(parser)
+    parser.add_argument(
+        "--work", type=Path, default=source.ROOT / "build" / "typecheck", metavar="DIR"
+    )
+    parser.add_argument(
+        "--no-kernels", action="store_true", help="compile only; list no Metal sources"
+    )
+    parser.add_argument(
+        "--sources",
+        type=Path,
+        default=SOURCES,
+        metavar="FILE",
+        help="the recorded keys, compared with what is found; default: %(default)s",
+    )
+    parser.add_argument("--write", action="store_true", help="record the keys anew")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compile, list, compare."""
+    log = common.log_file(args)
+    lock = locks.load(args.lock)
+    try:
+        tree = source.obtain(lock, cache=args.cache, log=log, remotes=remotes.from_arguments(args))
+    except SourceError as error:
+        msg = f"there is nothing to compile: {error}"
+        raise SourceError(msg) from error
+    work = args.work.resolve()
+    library, apple = typecheck.compile_tree(tree, overlay.load(args.overlay), work=work, log=log)
+    say(f"compiled: {lock.name} {lock.upstream.commit[:12]} with the overlay")
+    if args.no_kernels:
+        return 0
+    generator = kernels.Generator(library, apple)
+    with step("Metal sources for Qwen-Image"):
+        found = kernels.classes(generator)
+        claims = kernels.check_claims(generator, found, work=work)
+    _print(found, claims)
+    _compare(args, lock, found)
+    failed = [claim for claim in claims if not claim.holds]
+    if failed:
+        msg = "what we rely on does not hold: " + "; ".join(
+            f"{claim.text} ({claim.detail})" for claim in failed
+        )
+        raise BuildError(msg)
+    return 0
+
+
+def _print(found: list[Found], claims: list[Claim]) -> None:
+    table = Table(title="Attention sources, by key in shader packs", title_justify="left")
+    for name in ("GPU", "input", "intermediate", "variant", "copies", "key", "lengths"):
+        table.add_column(name, overflow="fold", no_wrap=name != "lengths")
+    for entry in found:
+        case = entry.item.case
+        gpu = "Apple9 and later" if case.family >= APPLE9 else "before Apple9"
+        lengths = " ".join(str(length) for length in entry.lengths)
+        low = "fp32" if case.intermediate == "fp32" else "low"
+        table.add_row(
+            gpu, case.input, low, case.variant, str(entry.item.copies), entry.item.key, lengths
+        )
+    # As wide as it must be: the keys are there to be copied.
+    Console(width=None if stdout.is_terminal else WIDE, highlight=False).print(table)
+    distinct = len({entry.item.key for entry in found})
+    stdout.print(f"{distinct} distinct sources", markup=False)
+    for claim in claims:
+        mark = "holds" if claim.holds else "DOES NOT HOLD"
+        stdout.print(f"{mark}: {claim.text} ({claim.detail})", markup=False)
+
+
+def _compare(args: argparse.Namespace, lock: locks.Lock, found: list[Found]) -> None:
+    record = _record(lock, found)
+    if args.write:
+        files.write_json(args.sources, record)
+        say(f"wrote {args.sources}")
+        return
+    try:
+        recorded = json.loads(args.sources.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"the recorded keys {args.sources} cannot be read ({error}); record them: --write"
+        raise BuildError(msg) from error
+    if recorded != record:
+        msg = (
+            f"the Metal sources are not those that {args.sources} records, so shader packs made "
+            "for those would miss. If the change is meant, record it with --write."
+        )
+        raise BuildError(msg)
+    say(f"the keys are those in {args.sources}")
+
+
+def _record(lock: locks.Lock, found: list[Found]) -> dict[str, Any]:
+    return {
+        "commits": {repo.path or lock.name: repo.commit for repo in lock.repositories},
+        "head_dim": kernels.HEAD_DIM,
+        "scale": kernels.SCALE,
+        "sources": [
+            {
+                "family": entry.item.case.family,
+                "input": entry.item.case.input,
+                "intermediate": entry.item.case.intermediate,
+                "variant": entry.item.case.variant,
+                "lengths": list(entry.lengths),
+                "key": entry.item.key,
+                "sha256": entry.item.sha256,
+            }
+            for entry in found
+        ],
+    }

@@ -1,0 +1,266 @@
+"""Which Metal sources upstream's kernel generator writes for Qwen-Image's shapes.
+
+The library of `build_tools.typecheck` is asked to encode attention as the run time would; its
+stand-in device keeps the sources that it is given. Their keys are what shader packs are keyed by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from build_tools import process
+from build_tools.errors import BuildError
+from build_tools.source import ROOT
+
+if TYPE_CHECKING:
+    from build_tools.standins import Standins
+
+HEADS, HEAD_DIM = 24, 128
+SCALE = HEAD_DIM**-0.5
+FAMILIES = (8, 9)
+INPUTS = ("bf16", "fp16")
+# The library knows two classes: "fp32", and anything else.
+INTERMEDIATES = ("fp32", "fp16")
+LENGTHS = (128, 256, 512, 1024, 1124, 2048, 4096, 4196, 8192, 16384)
+WORKERS = 2
+CALL = "event.async_copy("
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One attention call: GPU family, element types, lengths, scale, mask."""
+
+    family: int
+    input: str
+    intermediate: str
+    length_q: int = 1024
+    length_kv: int = 1024
+    scale: float = SCALE
+    causal: bool = False
+    heads: int = HEADS
+    head_dim: int = HEAD_DIM
+    variant: str = "upstream"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """The source of one case, its key in shader packs, and the SHA-256 of its text alone."""
+
+    case: Case
+    key: str
+    source: str
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the text, options apart."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+    @property
+    def copies(self) -> int:
+        """Number of asynchronous copies in the kernel."""
+        return self.source.count(CALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One distinct source and the lengths, Sq = Skv, that lead to it."""
+
+    item: Generated
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Something that we rely on, and whether it is so."""
+
+    text: str
+    holds: bool
+    detail: str
+
+
+class Generator:
+    """Runs cases against one built library, one child process each."""
+
+    def __init__(self, library: Path, standins: Standins) -> None:
+        self._library = library
+        self._standins = standins
+
+    def generate(self, case: Case) -> Generated:
+        """Return the source that ``case`` has compiled.
+
+        Raises:
+            BuildError: The library refused the call, or compiled other than one attention source.
+
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            answer = self._encode(case, Path(folder))
+            sources = [
+                path.read_text(encoding="utf-8") for path in sorted(Path(folder).glob("*.metal"))
+            ]
+        if answer["code"] != 0 or len(sources) != 1 or len(answer["origins"]) != 1:
+            msg = f"{case}: error code {answer['code']}, {len(sources)} sources, {answer}"
+            raise BuildError(msg)
+        return Generated(case=case, key=answer["origins"][0]["key"], source=sources[0])
+
+    def _encode(self, case: Case, record: Path) -> dict[str, Any]:
+        request = {
+            "heads": case.heads, "head_dim": case.head_dim, "length_q": case.length_q,
+            "length_kv": case.length_kv, "scale": case.scale, "causal": case.causal,
+            "input": case.input, "intermediate": case.intermediate,
+        }  # fmt: skip
+        env = os.environ | {
+            "METAL_STANDIN_FAMILY": str(case.family),
+            "METAL_STANDIN_RECORD": str(record),
+            "QWEN_MFA_SHADER_VARIANT": case.variant,
+            "QWEN_MFA_CACHE_DIR": str(record / "cache"),
+        }
+        command = [
+            sys.executable, "-m", "build_tools.standin_driver",
+            str(self._library), str(self._standins.library), json.dumps(request),
+        ]  # fmt: skip
+        done = subprocess.run(
+            command, env=env, cwd=ROOT, check=False, capture_output=True, text=True, timeout=120
+        )
+        lines = done.stdout.splitlines()
+        if done.returncode != 0 or not lines:
+            msg = f"{case}: the library ended the process ({done.returncode}):\n{done.stderr}"
+            raise BuildError(msg)
+        # The library itself prints on failure; our answer is the last line.
+        answer: dict[str, Any] = json.loads(lines[-1])
+        return answer
+
+
+def classes(generator: Generator) -> list[Found]:
+    """Return every distinct attention source, both variants, with the lengths that lead to it."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        groups = pool.map(lambda case: _of_class(generator, case), _class_cases())
+        return [found for group in groups for found in group]
+
+
+def _class_cases() -> list[Case]:
+    return [
+        Case(family=family, input=kind, intermediate=inner)
+        for family in FAMILIES
+        for kind in INPUTS
+        for inner in INTERMEDIATES
+    ]
+
+
+def _of_class(generator: Generator, case: Case) -> list[Found]:
+    by_key: dict[str, list[Generated]] = {}
+    for length in LENGTHS:
+        item = generator.generate(replace(case, length_q=length, length_kv=length))
+        by_key.setdefault(item.key, []).append(item)
+    found = []
+    for items in by_key.values():
+        lengths = tuple(item.case.length_q for item in items)
+        plain = generator.generate(replace(items[0].case, variant="plain"))
+        found += [Found(item=items[0], lengths=lengths), Found(item=plain, lengths=lengths)]
+    return found
+
+
+def check_claims(generator: Generator, found: list[Found], *, work: Path) -> list[Claim]:
+    """Hold the generator against what our code and our shader packs rely on."""
+    base = Case(family=9, input="bf16", intermediate="fp32")
+    short = generator.generate(replace(base, length_q=256, length_kv=256))
+    long = generator.generate(replace(base, length_q=1024, length_kv=1024))
+    changes: list[tuple[str, Generated, dict[str, Any], bool]] = [
+        ("the softmax scale is baked in", long, {"scale": SCALE / 2}, False),
+        ("the head dimension is baked in", long, {"head_dim": 64}, False),
+        ("the number of heads is absent", long, {"heads": 1}, True),
+        ("causal or not is absent", long, {"causal": True}, True),
+        ("the longer of Sq and Skv chooses the masking strategy", long, {"length_q": 256}, True),
+        ("whichever of the two it is", long, {"length_kv": 256}, True),
+        ("fp16 and bf16 intermediates are one class", *_low(generator, base)),
+    ]
+    claims = [_change(generator, *change) for change in changes]
+    return [
+        *claims,
+        _two_a_class(found),
+        Claim(
+            text="there are two masking strategies, and the length chooses",
+            holds=short.key != long.key,
+            detail="256 and 1024 differ",
+        ),
+        Claim(
+            text="the bfloat header is inlined: no quoted include is left",
+            holds=not any('#include "' in entry.item.source for entry in found),
+            detail=f"{len(found)} sources",
+        ),
+        _copies(found),
+        _plain_has_no_asm([entry.item for entry in found], work),
+    ]
+
+
+def _low(generator: Generator, base: Case) -> tuple[Generated, dict[str, Any], bool]:
+    low = generator.generate(replace(base, intermediate="fp16"))
+    return low, {"intermediate": "bf16"}, True
+
+
+def _change(
+    generator: Generator, text: str, first: Generated, change: dict[str, Any], same: bool
+) -> Claim:
+    other = generator.generate(replace(first.case, **change))
+    shown = ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in change.items()
+    )
+    return Claim(text=text, holds=(other.key == first.key) is same, detail=shown)
+
+
+def _two_a_class(found: list[Found]) -> Claim:
+    counts: dict[tuple[int, str, str], int] = {}
+    for entry in found:
+        if entry.item.case.variant == "upstream":
+            case = entry.item.case
+            name = (case.family, case.input, case.intermediate)
+            counts[name] = counts.get(name, 0) + 1
+    return Claim(
+        text="lengths enter through the masking strategy only: at most two sources a class",
+        holds=max(counts.values()) <= 2,
+        detail=f"{len(counts)} classes, {len(LENGTHS)} lengths from {LENGTHS[0]} to {LENGTHS[-1]}",
+    )
+
+
+def _copies(found: list[Found]) -> Claim:
+    counts = {
+        (e.item.case.family, e.item.case.input, e.item.case.intermediate): e.item.copies
+        for e in found
+    }
+    shown = ", ".join(f"Apple{f} {i}/{m}: {n}" for (f, i, m), n in counts.items())
+    return Claim(
+        text="every source has asynchronous copies", holds=all(counts.values()), detail=shown
+    )
+
+
+def _plain_has_no_asm(found: list[Generated], work: Path) -> Claim:
+    """Let a real C preprocessor say what is left of each source."""
+    compiler = process.find("clang", hint="It comes with Swift.")
+    folder = work / "preprocess"
+    folder.mkdir(parents=True, exist_ok=True)
+    # The only system header that the sources include; its contents do not matter here.
+    (folder / "metal_stdlib").write_text("", encoding="utf-8")
+    wrong = []
+    for item in found:
+        path = folder / "source.h"
+        path.write_text(item.source, encoding="utf-8")
+        command = [
+            compiler, "-E", "-P", "-x", "c++", "-D__HAVE_BFLOAT__", "-I", str(folder), str(path),
+        ]  # fmt: skip
+        left = process.capture(command)
+        if ("__asm" in left) != (item.case.variant == "upstream"):
+            wrong.append(f"{item.case}")
+    return Claim(
+        text="upstream's variant has inline assembly, ours has none (after preprocessing)",
+        holds=not wrong,
+        detail="; ".join(wrong) or f"{len(found)} sources",
+    )

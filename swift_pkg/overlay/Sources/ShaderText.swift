@@ -1,0 +1,73 @@
+import CryptoKit
+import Foundation
+@preconcurrency import Metal
+
+/// Which `simdgroup_event` a source is compiled with.
+enum ShaderVariant: String, Codable, CaseIterable {
+  /// Upstream's: hardware copies through private intrinsics.
+  case upstream
+  /// Ours: the lanes copy; any compiler accepts it.
+  case plain
+}
+
+/// A source in the one form in which it is hashed and compiled.
+struct ShaderText {
+  let variant: ShaderVariant
+  let source: String
+  let key: String
+
+  private static let include = "#include \"GEMMBFloatTypes.h\""
+  private static let eventGuard = "#ifndef __METAL_SIMDGROUP_EVENT"
+
+  /// The forms of `source` to be tried, best first.
+  ///
+  /// A source without a `simdgroup_event` has one form, whatever is forced.
+  static func forms(
+    of source: String, options: MTLCompileOptions?, forced: ShaderVariant?
+  ) -> [ShaderText] {
+    let whole = source.replacingOccurrences(of: include, with: embeddedBFloatHeader)
+    let variants: [ShaderVariant] =
+      whole.contains(eventGuard) ? forced.map { [$0] } ?? ShaderVariant.allCases : [.upstream]
+    return variants.map { variant in
+      let text = variant == .plain ? plainSimdgroupEvent + whole : whole
+      return ShaderText(
+        variant: variant, source: text, key: key(source: text, options: options))
+    }
+  }
+
+  /// SHA-256 of one line that states the options, and the source.
+  static func key(source: String, options: MTLCompileOptions?) -> String {
+    hexadecimal(of: Data((describe(options) + "\n" + source).utf8))
+  }
+
+  static func hexadecimal(of data: Data) -> String {
+    SHA256.hash(data: data).map { String(format: "%02x", $0) }.joined()
+  }
+
+  /// `language=3.2 math=fast functions=fast optimization=default invariance=no macros=A=1,B=2`
+  static func describe(_ options: MTLCompileOptions?) -> String {
+    guard let options else { return "defaults" }
+    let macros = (options.preprocessorMacros ?? [:]).map { "\($0.key)=\($0.value)" }.sorted()
+    return [
+      "language=\(language(options))",
+      "math=\(math(options))",
+      "functions=\(options.mathFloatingPointFunctions == .precise ? "precise" : "fast")",
+      "optimization=\(options.optimizationLevel == .size ? "size" : "default")",
+      "invariance=\(options.preserveInvariance ? "yes" : "no")",
+      "macros=\(macros.joined(separator: ","))",
+    ].joined(separator: " ")
+  }
+
+  static func language(_ options: MTLCompileOptions) -> String {
+    let raw = options.languageVersion.rawValue
+    return "\(raw >> 16).\(raw & 0xFFFF)"
+  }
+
+  static func math(_ options: MTLCompileOptions) -> String {
+    switch options.mathMode {
+    case .safe: "safe"
+    case .relaxed: "relaxed"
+    default: "fast"
+    }
+  }
+}

@@ -1,0 +1,184 @@
+import Foundation
+import Metal
+import XCTest
+
+@testable import Overlay
+
+/// The run-time compiler, its two variants, and what is remembered.
+final class CompilerTests: OverlayTestCase {
+  func testHashesAreSHA256() {
+    let known = [
+      ("", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
+      ("abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
+      (
+        "abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq",
+        "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1"
+      ),
+      (
+        String(repeating: "a", count: 1_000_000),
+        "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"
+      ),
+    ]
+    for (text, hash) in known {
+      XCTAssertEqual(ShaderText.hexadecimal(of: Data(text.utf8)), hash)
+    }
+  }
+
+  func testTheHeaderIsInlined() throws {
+    let device = device()
+    let libraries = ShaderLibraries(policy: policy(), origins: ShaderOrigins())
+    _ = try libraries.library(device: device, source: Self.eventSource, options: options())
+    XCTAssertEqual(device.accepted.count, 1)
+    XCTAssertFalse(device.accepted[0].contains("#include \""))
+    XCTAssertTrue(device.accepted[0].contains(embeddedBFloatHeader))
+  }
+
+  func testUpstreamsVariantComesFirst() throws {
+    let device = device()
+    let noted = ShaderOrigins()
+    let libraries = ShaderLibraries(policy: policy(), origins: noted)
+    _ = try libraries.library(device: device, source: Self.eventSource, options: options())
+    XCTAssertFalse(device.accepted[0].contains(plainSimdgroupEvent))
+    let origin = try origins(noted)[0]
+    XCTAssertEqual(origin.origin, .runtime)
+    XCTAssertEqual(origin.variant, .upstream)
+    XCTAssertEqual(origin.attempts, [])
+  }
+
+  func testADeviceThatRejectsAssemblyGetsThePlainVariant() throws {
+    let device = device(rejecting: "asm")
+    let noted = ShaderOrigins()
+    let libraries = ShaderLibraries(policy: policy(), origins: noted)
+    _ = try libraries.library(device: device, source: Self.eventSource, options: options())
+    XCTAssertEqual(device.offered.count, 2)
+    XCTAssertTrue(device.accepted[0].hasPrefix(plainSimdgroupEvent))
+    let origin = try origins(noted)[0]
+    XCTAssertEqual(origin.variant, .plain)
+    XCTAssertEqual(origin.attempts.count, 1)
+    XCTAssertTrue(origin.attempts[0].hasPrefix("runtime (upstream): "))
+  }
+
+  func testAVariantCanBeForced() throws {
+    var policy = policy()
+    policy.variant = .plain
+    let modern = device()
+    _ = try ShaderLibraries(policy: policy, origins: ShaderOrigins())
+      .library(device: modern, source: Self.eventSource, options: options())
+    XCTAssertEqual(modern.offered.count, 1)
+    XCTAssertTrue(modern.accepted[0].hasPrefix(plainSimdgroupEvent))
+
+    policy.variant = .upstream
+    let strict = device(rejecting: "asm")
+    let libraries = ShaderLibraries(policy: policy, origins: ShaderOrigins())
+    XCTAssertThrowsError(
+      try libraries.library(device: strict, source: Self.eventSource, options: options()))
+    XCTAssertEqual(strict.offered.count, 1)
+  }
+
+  func testASourceWithoutEventsHasOneForm() throws {
+    for variant in ShaderVariant.allCases {
+      let forms = ShaderText.forms(of: Self.simpleSource, options: nil, forced: variant)
+      XCTAssertEqual(forms.map(\.source), [Self.simpleSource])
+    }
+  }
+
+  func testAnUnknownVariantIsAnErrorThatNamesIt() throws {
+    setenv(ShaderPolicy.variantVariable, "fastest", 1)
+    defer { unsetenv(ShaderPolicy.variantVariable) }
+    let device = device()
+    let libraries = ShaderLibraries(policy: .ofProcess(), origins: ShaderOrigins())
+    XCTAssertThrowsError(
+      try libraries.library(device: device, source: Self.simpleSource, options: nil)
+    ) { error in
+      XCTAssertTrue("\(error)".contains("QWEN_MFA_SHADER_VARIANT=fastest"), "\(error)")
+    }
+    XCTAssertEqual(device.offered.count, 0)
+  }
+
+  func testTheEnvironmentChoosesVariantAndCache() {
+    setenv(ShaderPolicy.variantVariable, "plain", 1)
+    setenv(ShaderPolicy.cacheVariable, "/somewhere/else", 1)
+    defer {
+      unsetenv(ShaderPolicy.variantVariable)
+      unsetenv(ShaderPolicy.cacheVariable)
+    }
+    let policy = ShaderPolicy.ofProcess()
+    XCTAssertEqual(policy.variant, .plain)
+    XCTAssertEqual(policy.cache?.path, "/somewhere/else")
+    XCTAssertEqual(policy.pack?.lastPathComponent, "shaders")
+  }
+
+  func testALibraryIsCompiledOnce() throws {
+    let device = device()
+    let libraries = ShaderLibraries(policy: policy(), origins: ShaderOrigins())
+    let first = try libraries.library(device: device, source: Self.simpleSource, options: nil)
+    let second = try libraries.library(device: device, source: Self.simpleSource, options: nil)
+    XCTAssertTrue(first === second)
+    XCTAssertEqual(device.offered.count, 1)
+  }
+
+  func testThreadsThatAskAtOnceGetOneCompilation() {
+    let device = device()
+    let libraries = ShaderLibraries(policy: policy(), origins: ShaderOrigins())
+    DispatchQueue.concurrentPerform(iterations: 16) { _ in
+      _ = try? libraries.library(device: device, source: Self.simpleSource, options: nil)
+    }
+    XCTAssertEqual(device.offered.count, 1)
+  }
+
+  func testEveryOptionIsInTheKey() {
+    let changes: [(MTLCompileOptions) -> Void] = [
+      { $0.languageVersion = .version3_1 },
+      { $0.mathMode = .safe },
+      { $0.mathMode = .relaxed },
+      { $0.mathFloatingPointFunctions = .precise },
+      { $0.optimizationLevel = .size },
+      { $0.preserveInvariance = true },
+      { $0.preprocessorMacros = ["A": "1" as NSString] },
+    ]
+    var keys: Set<String> = [
+      ShaderText.key(source: "x", options: nil), ShaderText.key(source: "x", options: options()),
+      ShaderText.key(source: "y", options: options()),
+    ]
+    for change in changes {
+      let changed = options()
+      change(changed)
+      keys.insert(ShaderText.key(source: "x", options: changed))
+    }
+    XCTAssertEqual(keys.count, changes.count + 3)
+  }
+
+  func testAFailureListsEveryAttemptAndIsRemembered() {
+    let device = device(rejecting: "all")
+    let noted = ShaderOrigins()
+    let libraries = ShaderLibraries(policy: policy(), origins: noted)
+    for _ in 0..<2 {
+      XCTAssertThrowsError(
+        try libraries.library(device: device, source: Self.eventSource, options: options())
+      ) { error in
+        let text = "\(error)"
+        for part in ["runtime (upstream)", "runtime (plain)", "xcrun (upstream)", "xcode-select"] {
+          XCTAssertTrue(text.contains(part), text)
+        }
+      }
+    }
+    XCTAssertEqual(device.offered.count, 2)
+    XCTAssertEqual(try origins(noted).map(\.origin), [.failed])
+  }
+
+  func testOriginsFillTheCallersBuffer() throws {
+    ShaderOrigins.shared.add(
+      ShaderOrigin(key: "k", variant: .plain, origin: .pack, milliseconds: 1, attempts: ["ü"]))
+    let needed = Int(mfa_shader_origins(nil, 0))
+    var small = [CChar](repeating: 7, count: needed - 1)
+    XCTAssertEqual(Int(mfa_shader_origins(&small, small.count)), needed)
+    XCTAssertEqual(Set(small), [7])
+    var buffer = [CChar](repeating: 7, count: needed + 1)
+    XCTAssertEqual(Int(mfa_shader_origins(&buffer, buffer.count)), needed)
+    XCTAssertEqual(buffer[needed - 1], 0)
+    XCTAssertEqual(buffer[needed], 7)
+    let text = Data(buffer.prefix(needed - 1).map { UInt8(bitPattern: $0) })
+    let read = try JSONDecoder().decode([ShaderOrigin].self, from: text)
+    XCTAssertEqual(read.last?.attempts, ["ü"])
+  }
+}

@@ -1,0 +1,1 @@
+// a resource, copied beside the library

@@ -1,0 +1,1 @@
+#include "mfa_ffi.h"
