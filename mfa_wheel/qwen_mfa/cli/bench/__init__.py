@@ -14,6 +14,7 @@ HELP = "measure attention, a transformer step, or the cost of dispatch"
 
 SUBCOMMANDS: dict[str, str] = {
     "attention": "qwen_mfa.cli.bench.attention",
+    "step": "qwen_mfa.cli.bench.step",
     "padding": "qwen_mfa.cli.bench.padding",
     "dispatch": "qwen_mfa.cli.bench.dispatch",
 }

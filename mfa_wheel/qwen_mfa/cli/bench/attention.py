@@ -7,9 +7,7 @@ and said to be.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +16,14 @@ from typing import TYPE_CHECKING
 from qwen_mfa import library
 from qwen_mfa.cli import info
 from qwen_mfa.cli.bench import footprint, plot, records, shapes
+from qwen_mfa.cli.bench.common import Progress, count
 from qwen_mfa.cli.bench.contestants import REMOVED, contestant, names
 from qwen_mfa.cli.bench.records import Case, Entry, Report
 from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleave
 from qwen_mfa.errors import LibraryError
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
     from qwen_mfa.kernels import Call
@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--dtype", nargs="+", choices=shapes.DTYPES, default=["bfloat16"], help="element types"
     )
     parser.add_argument("--mask", nargs="+", choices=shapes.MASKS, default=["none"])
-    parser.add_argument("--rounds", type=_count, default=5, help="measured rounds (default 5)")
+    parser.add_argument("--rounds", type=count, default=5, help="measured rounds (default 5)")
     parser.add_argument(
         "--limit", type=float, default=30.0, metavar="S", help="longest call, seconds (default 30)"
     )
@@ -209,24 +209,3 @@ def _time(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
-
-
-class Progress:
-    """One line on a terminal that is written over; nothing elsewhere."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __call__(self, detail: str) -> None:
-        """Show ``detail``; an empty one clears the line."""
-        if sys.stderr.isatty():
-            text = f"{self._what}: {detail}" if detail else ""
-            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 1000:
-        msg = "give a number from 1 to 1000"
-        raise argparse.ArgumentTypeError(msg)
-    return value

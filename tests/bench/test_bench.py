@@ -1,0 +1,194 @@
+"""The benchmarks: arithmetic, honesty about what was left out, and surviving a kill."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import pytest
+
+from qwen_mfa import cli, errors
+from qwen_mfa.cli.bench import contestants, plot, records, shapes, step
+from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleave
+from qwen_mfa.kernels import mlx as reference
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TINY = "1,2,70,90,32"
+
+
+def test_rounds_rotate_and_pair() -> None:
+    order: list[str] = []
+    seen: list[int] = []
+    found = interleave(
+        {name: lambda name=name: order.append(name) for name in "abc"},  # type: ignore[misc]
+        rounds=3,
+        warm_up=1,
+        on_round=lambda number, _: seen.append(number),
+    )
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+    assert seen == [1, 2, 3]
+    assert {len(times) for times in found.times.values()} == {3}
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    # The machine was ten times as slow in the second round; the ratio is 2 in each.
+    found = Rounds(times={"slow": [2.0, 20.0, 2.0], "fast": [1.0, 10.0, 1.0]})
+    assert found.ratio("slow", "fast") == Spread(median=2, low=2, high=2)
+    assert Spread.of([1.0]) == Spread(median=1, low=1, high=1)
+    assert Spread.of([1.0, 2.0, 3.0, 4.0, 5.0]) == Spread(median=3, low=2, high=4)
+
+
+@pytest.mark.parametrize("text", ["qwen", "1,2,3", "1,2,3,4,0", "1,2,3,4,x", "1,2,3,4,5,6"])
+def test_bad_shapes(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="neither"):
+        shapes.parse(text)
+
+
+def test_named_shapes_are_qwen_image_s() -> None:
+    lengths = {name: shape.seq_q for name, shape in shapes.NAMED.items()}
+    assert lengths == {"qwen-512": 1124, "qwen-1024": 4196, "qwen-1328": 6989, "qwen-2048": 16484}
+    assert shapes.NAMED["qwen-512"].flops == 4 * 24 * 1124 * 1124 * 128
+
+
+@pytest.mark.parametrize("mask", shapes.MASKS)
+def test_contestants_agree(mask: str) -> None:
+    """What is timed is right: every contestant's result is MLX's."""
+    call = shapes.draw(shapes.parse(TINY), "float32", mask)
+    expected = reference.run(None, call)
+    taking_part = [n for n, why in contestants.names(call, with_peers=False).items() if not why]
+    assert {"mlx", "cpu"} <= set(taking_part)
+    assert any(name.endswith(contestants.REMOVED) for name in taking_part) == (mask == "padding")
+    for name in taking_part:
+        out = contestants.contestant(name, call)()
+        assert mx.abs(out - expected).max().item() < 1e-5, name
+
+
+def bench(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    assert cli.main(["bench", "attention", TINY, "--rounds", "2", *args]) == 0
+    return capsys.readouterr().out
+
+
+def test_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    text = bench(capsys, "--no-memory")
+    for word in ("contestant", "cpu", "mlx", "quartiles", "noise: MLX against itself"):
+        assert word in text
+    (case,) = json.loads(bench(capsys, "--json"))["cases"]
+    entries = {entry["contestant"]: entry for entry in case["entries"]}
+    assert entries["mlx"]["gain"]["median"] == 1.0
+    assert entries["cpu"]["rounds"] == 2
+    assert entries["cpu"]["memory"] is not None
+    time = entries["cpu"]["seconds"]["median"]
+    assert entries["cpu"]["gflops"] == pytest.approx(4 * 2 * 70 * 90 * 32 / time / 1e9)
+
+
+def test_markdown(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = bench(capsys, "--markdown", "--no-memory").strip().splitlines()
+    assert lines[0].startswith("**")
+    assert {line.count("|") for line in lines[2:]} == {len(records.HEADER) + 1}
+
+
+def test_what_would_take_too_long_is_left_out_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    text = bench(capsys, "--limit", "1e-9", "--no-memory")
+    assert "more than --limit" in text
+    assert "x" not in text.split("rounds")[1].split("more")[0]
+
+
+def test_a_kernel_that_refuses_is_listed_with_its_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = bench(capsys, "--dtype", "float32", "--no-memory")
+    (line,) = [line for line in text.splitlines() if line.startswith("mlx-fp16")]
+    assert "bfloat16" in line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_kill_keeps_what_was_measured(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    command = [sys.executable, "-m", "qwen_mfa", "bench", "attention", TINY, "--no-memory"]
+    child = subprocess.Popen(
+        [*command, "--rounds", "1000", "--dtype", "float32", "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not out.exists():
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert report["complete"] is False
+    (case,) = report["cases"]
+    assert next(e for e in case["entries"] if e["contestant"] == "cpu")["rounds"] >= 1
+
+
+def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prefix = tmp_path / "pictures" / "time"
+    cli.main(["bench", "attention", TINY, "1,2,140,180,32", "--rounds", "1", "--plot", str(prefix)])
+    png, svg = (prefix.with_name(prefix.name + suffix) for suffix in (".png", ".svg"))
+    assert str(png) in capsys.readouterr().out
+    assert png.read_bytes().startswith(b"\x89PNG\r\n")
+    assert ET.parse(svg).getroot().tag.endswith("svg")  # noqa: S314 - our own file
+
+
+def test_pictures_need_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plot.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(errors.QwenMfaError, match="pip install"):
+        plot.require()
+
+
+def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = records.Report(bench="attention", machine={})
+    target = tmp_path / "r.json"
+    report.save(target)
+    before = target.read_text(encoding="utf-8")
+
+    def fail(*_: Any, **__: Any) -> str:
+        msg = "disk full"
+        raise OSError(msg)
+
+    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(type(target), "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        report.save(target)
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+    assert target.read_text(encoding="utf-8") == before
+
+
+def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(step, "WIDTH", 256)
+    monkeypatch.setattr(step, "HEADS", 2)
+    argv = ["bench", "step", "--image-side", "4", "--text-tokens", "5", "--blocks", "2"]
+    assert cli.main([*argv, "--dtype", "float32", "--rounds", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "2 of Qwen-Image's 60 blocks" in text
+    assert "not measured" in text
+
+
+def test_the_projection_is_amdahl_s() -> None:
+    found = Rounds(
+        times={
+            "step mlx": [10.0],
+            "step dispatch": [7.0],
+            "attention mlx": [5.0],
+            "attention dispatch": [1.0],
+        }
+    )
+    result = step._result(found, blocks=2, tokens=9, dtype="float32", kernel="cpu")
+    assert result.share == 0.5
+    assert result.attention_gain == 5
+    assert result.projected_gain == pytest.approx(1 / (0.5 + 0.5 / 5))
+    assert result.projected_step == pytest.approx(10 / 2 * 60 * (0.5 + 0.5 / 5))
+    assert result.step_gain.median == pytest.approx(10 / 7)
