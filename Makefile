@@ -59,7 +59,7 @@ $(MFLUX)/.complete: requirements/mflux.in requirements/mflux-constraints.txt
 	@$(PYTHON) -m venv --clear $(MFLUX)
 	@$(MFLUX)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/mflux-constraints.txt -r requirements/mflux.in
 	@$(MFLUX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-warn-conflicts mflux==$(MFLUX_NEWEST)
-	@$(MFLUX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(MFLUX)/oldest mflux==$(MFLUX_OLDEST)
+	@$(MFLUX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(MFLUX)/oldest mflux==$(MFLUX_OLDEST) pillow==12.3.0
 	@touch $@
 
 mflux: install $(MFLUX)/.complete ## Install the wheel and real mflux into .venv-mflux
