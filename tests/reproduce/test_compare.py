@@ -106,7 +106,7 @@ def test_sections_of_elf_files(tmp_path: Path) -> None:
         for word in ("first", "other")
     ]
     found = two(tmp_path, *recipes)
-    assert any(line.startswith("demo/d.so: section .rodata: 4 of ") for line in found), found
+    assert any(line.startswith("demo/d.so: section .rodata: 5 of ") for line in found), found
     assert "demo/d.so: section .rodata: only in the first: 'first-number'" in found
     assert all("section .rodata" in line or ".note.gnu.build-id" in line for line in found)
 
