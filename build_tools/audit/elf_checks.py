@@ -108,22 +108,29 @@ def _dependency(
     if site.elsewhere(library):
         yield found("needs-environment", name, f"depends on {library}, which no rpath reaches")
         return
-    code = _missing(library, facts, linux, others=site.requires_others and bool(inside))
-    if code:
+    if _on_the_system(library, facts, linux):
+        return
+    if site.requires_others and inside:
+        yield found("dependency-elsewhere", name, f"depends on {library}")
+    elif site.requires_others:
+        # The loader takes a library of that soname that is loaded already, as torch's is.
+        what = f"depends on {library}, which another distribution must have loaded before"
+        yield found("needs-environment", name, what)
+    else:
+        promised = any(each.system != "linux" for each in linux)
+        code = "dependency-missing" if promised else "dependency-elsewhere"
         yield found(code, name, f"depends on {library}")
 
 
-def _missing(library: str, facts: Elf, linux: list[Promise], *, others: bool) -> str:
-    """Return the code for a library that is not in the wheel, "" when the system has it."""
+def _on_the_system(library: str, facts: Elf, linux: list[Promise]) -> bool:
+    """Say whether every system that the tags admit has ``library``."""
     promised = [each for each in linux if each.system != "linux"]
     policies = [linux_policy(each.system, each.architecture, each.version) for each in promised]
     if not promised:
         # A plain linux tag promises nothing; what manylinux lists is safe to expect.
         policies = [linux_policy("glibc", facts.machine, None)]
     known = [policy for policy in policies if policy is not None]
-    if not known or all(library in policy.whitelist for policy in known):
-        return ""
-    return "dependency-missing" if promised and not others else "dependency-elsewhere"
+    return all(library in policy.whitelist for policy in known)
 
 
 def _hardening(name: str, facts: Elf) -> Iterator[Finding]:

@@ -101,6 +101,10 @@ def _dependency(
         yield found("needs-environment", name, f"depends on {dependency}, which no rpath reaches")
     elif inside and site.requires_others:
         yield found("dependency-elsewhere", name, f"depends on {dependency}")
+    elif site.requires_others:
+        # dyld takes a library of that install name that is loaded already, as torch's is.
+        what = f"depends on {dependency}, which another distribution must have loaded before"
+        yield found("needs-environment", name, what)
     else:
         yield found("dependency-missing", name, f"depends on {dependency}")
 

@@ -283,6 +283,7 @@ case("record-weak", "demo/__init__.py")(with_record(lambda text: text.replace("s
 
 # ---------------------------------------------------------------- ELF
 
+REQUIRING = METADATA.replace(b"\n\n", b"\nRequires-Dist: other\n\n")
 NEW_GLIBC = "#include <pthread.h>\nint demo(pthread_t t) { return pthread_join(t, 0); }"
 
 case("sbom-missing")(lambda f: linux(sbom=False).write(f))
@@ -350,13 +351,17 @@ case("dependency-missing", "demo.so")(
 case("dependency-elsewhere", "demo.so")(
     lambda f: linux(
         files={"demo/demo.so": needing("libother.so.9", "-Wl,-rpath,$ORIGIN/../other")},
-        metadata=METADATA.replace(b"\n\n", b"\nRequires-Dist: other\n\n"),
+        metadata=REQUIRING,
     ).write(f)
 )
 case("needs-environment", "demo.so")(
     lambda f: linux(
         files={"demo/demo.so": needing("libother.so.9"), "demo/libs/libother.so.9": elf()}
     ).write(f)
+)
+
+case("needs-environment", "demo.so")(
+    lambda f: linux(files={"demo/demo.so": needing("libother.so.9")}, metadata=REQUIRING).write(f)
 )
 
 # ---------------------------------------------------------------- Mach-O
@@ -387,6 +392,13 @@ case("dependency-missing", "libdemo.dylib")(
 )
 case("needs-environment", "libdemo.dylib")(
     lambda f: mac(dylib(source=USES_OTHER, needs=("libx.dylib",))).write(f)
+)
+case("needs-environment", "libdemo.dylib")(
+    lambda f: Recipe(
+        tag=MAC_TAG,
+        files={"demo/libdemo.dylib": dylib(source=USES_OTHER, needs=("@rpath/libx.dylib",))},
+        metadata=REQUIRING,
+    ).write(f)
 )
 case("signature-missing", "libdemo.dylib")(lambda f: mac(unsigned(dylib())).write(f))
 
