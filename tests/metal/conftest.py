@@ -1,0 +1,76 @@
+"""The stand-in Mac. A test fails if anything was misused, unless it says that it expects that."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.standins.metal import activate, capsules
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class StandinMac:
+    """Handle on the stand-ins."""
+
+    COUNTS = (
+        *("encodes", "commits", "waits", "runs", "live_commands", "live_buffers", "compiles"),
+        "forwards",
+    )
+
+    def __init__(self, values: dict[str, str]) -> None:
+        import Metal
+
+        self.library: Any = Metal.library
+        self.values = values
+
+    def switch(self, **switches: int) -> None:
+        for name, value in switches.items():
+            self.library.standin_set(name.encode(), value)
+
+    def count(self, what: str) -> int:
+        return int(self.library.standin_count(self.COUNTS.index(what)))
+
+    def misuses(self) -> set[str]:
+        """Return what was misused, and forget it."""
+        text = self.library.standin_misuses().decode()
+        self.library.standin_reset()
+        return set(text.split("\n")) - {""}
+
+
+@pytest.fixture(scope="session")
+def standin_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return activate.build(tmp_path_factory.mktemp("standin"))
+
+
+@pytest.fixture
+def mac(monkeypatch: pytest.MonkeyPatch, standin_library: Path) -> Iterator[StandinMac]:
+    """A machine with Metal, as far as the package can see."""
+    from qwen_mfa import library
+    from qwen_mfa.kernels.metal import device, execute
+
+    def forget() -> None:
+        execute.reset()
+        library.forget()
+        device.forget()
+
+    forget()
+    values = dict(activate.SYSCTL)
+    monkeypatch.setenv("QWEN_MFA_LIBRARY", str(standin_library))
+    with monkeypatch.context() as patches:
+        activate.activate(patches.setattr, values)
+        import Metal
+
+        assert Metal.library._name == os.fspath(standin_library)
+        Metal.library.standin_reset()
+        standin = StandinMac(values)
+        yield standin
+        left = standin.misuses()
+        patches.setitem(capsules.settings, "device", 8)
+        patches.setitem(capsules.settings, "cpu_address", False)
+        forget()
+    assert left == set()
