@@ -70,7 +70,6 @@ def mac(monkeypatch: pytest.MonkeyPatch, standin_library: Path) -> Iterator[Stan
         standin = StandinMac(values)
         yield standin
         left = standin.misuses()
-        patches.setitem(capsules.settings, "device", 8)
-        patches.setitem(capsules.settings, "cpu_address", False)
+        capsules.settings.update(device=8, cpu_address=False)
         forget()
     assert left == set()

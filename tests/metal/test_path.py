@@ -234,8 +234,9 @@ def test_gradients_are_mlx_s(mac: StandinMac) -> None:
     def loss(function: object) -> mx.array:
         return mx.grad(lambda x: (function(x, k, v, scale=0.3) ** 2).sum())(q)  # type: ignore[operator]
 
-    ours, theirs = loss(qwen_mfa.scaled_dot_product_attention), loss(
-        mx.fast.scaled_dot_product_attention
+    ours, theirs = (
+        loss(qwen_mfa.scaled_dot_product_attention),
+        loss(mx.fast.scaled_dot_product_attention),
     )
     assert np.abs(as_numpy(theirs)).max() > 1e-3
     assert np.allclose(as_numpy(ours), as_numpy(theirs), atol=1e-4)

@@ -65,13 +65,6 @@ class Exported:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    @property
-    def span(self) -> int:
-        """Number of elements from the first to the last one that the array reaches."""
-        if 0 in self.shape:
-            return 0
-        return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
-
 
 def export(array: mx.array) -> Exported:
     """Return the Metal buffer of an evaluated array.
@@ -120,6 +113,13 @@ def why_not_metal(array: mx.array) -> str | None:
     if address in (found.buffer, found.buffer + found.offset):
         return "its DLPack export has a CPU address where the Metal buffer should be"
     return None
+
+
+def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Return how many elements there are from the first one to the last that is reached."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
 
 
 def dense(shape: tuple[int, ...]) -> tuple[int, ...]:

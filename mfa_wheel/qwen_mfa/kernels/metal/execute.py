@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from math import isfinite, prod
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -200,17 +200,23 @@ def _perform(engine: _Engine, work: _Work) -> None:
 
 
 def _check_sizes(objc: Any, work: _Work) -> None:
-    """Hold every buffer against what is read and written: the library does not look."""
-    size = {"float32": 4}.get(work.problem.dtype, 2)
-    needed = 4 * prod(work.out.shape)
-    spans = [(x, x.offset + x.span * size) for x in (work.q, work.k, work.v)]
-    spans.append((work.out, work.out.offset + needed))
+    """Hold every buffer against what the problem says is read and written: the library does not."""
+    p = work.problem
+    rows_q: tuple[int, ...] = (p.batch, p.heads_q, p.seq_q, p.head_dim)
+    rows_kv: tuple[int, ...] = (p.batch, p.heads_kv, p.seq_kv, p.head_dim)
+    item = {"float32": 4}.get(p.dtype, 2)
+    uses = [(work.q, rows_q, item), (work.k, rows_kv, item), (work.v, rows_kv, item)]
+    uses.append((work.out, rows_q, 4))
     if work.mask is not None:
-        spans.append((work.mask, work.mask.offset + 4 * work.mask.span))
-    for found, end in spans:
+        uses.append((work.mask, work.mask.shape, 4))
+    for found, shape, size in uses:
         length = objc.objc_object(c_void_p=found.buffer).length()
-        if length < end:
-            msg = f"a Metal buffer has {length} bytes where {end} are needed"
+        needed = found.offset + size * dlpack.span(shape, found.strides)
+        if found.shape != shape or length < needed:
+            msg = (
+                f"a Metal buffer holds {found.shape} in {length} bytes where {shape}, ending at "
+                f"byte {needed}, is needed"
+            )
             raise MetalError(msg)
     if work.out.strides != dlpack.dense(work.out.shape):
         msg = "the output is not dense"
