@@ -50,17 +50,23 @@ def standin_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def mac(monkeypatch: pytest.MonkeyPatch, standin_library: Path) -> Iterator[StandinMac]:
     """A machine with Metal, as far as the package can see."""
-    from qwen_mfa import library
+    from qwen_mfa import candidates, dispatch, library
     from qwen_mfa.kernels.metal import device, execute
+    from qwen_mfa.proof import Verdict
 
     def forget() -> None:
         execute.reset()
         library.forget()
         device.forget()
+        dispatch.reset()
 
     forget()
     values = dict(activate.SYSCTL)
     monkeypatch.setenv("QWEN_MFA_LIBRARY", str(standin_library))
+    monkeypatch.setenv("QWEN_MFA_BACKEND", "metal")
+    # Proof through the stand-ins has tests of its own.
+    proved = Verdict(ok=True)
+    monkeypatch.setattr(candidates, "proved", lambda *_: proved)
     with monkeypatch.context() as patches:
         activate.activate(patches.setattr, values)
         import Metal

@@ -276,6 +276,6 @@ def test_small_buffers_are_an_error_of_ours(
     call = probe("")
     problem = describe(call.q, call.k, call.v)
     assert problem is not None
-    with pytest.raises(MetalError, match="where .* is needed"):
+    with pytest.raises(MetalError, match="a Metal buffer holds"):
         metal.accurate.run(problem, call)
     assert mac.count("encodes") == 0

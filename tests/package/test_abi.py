@@ -22,7 +22,7 @@ typedef _Bool bool; typedef unsigned long size_t; typedef int int32_t; typedef l
 typedef unsigned char uint8_t; typedef unsigned short uint16_t; typedef unsigned int uint32_t;
 typedef unsigned long uint64_t;
 """
-OURS_ALONE = {"free", "mfa_shader_origins"}  # of libc, and of the Metal library alone
+OURS_ALONE = {"free"}  # libc's
 
 
 def signatures(text: str) -> dict[str, str]:

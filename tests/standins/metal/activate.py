@@ -45,7 +45,7 @@ def activate(put: Callable[[object, str, Any], None], values: dict[str, str]) ->
     if str(MODULES) not in sys.path:
         sys.path.insert(0, str(MODULES))
     put(system, "SYSTEM", "darwin")
-    put(system, "sysctl", values.get)
+    put(system, "sysctl", lambda name: values.get(name, ""))
     put(device, "mlx_device", _mlx_device)
     put(mx.array, "__dlpack__", capsules.dlpack)
     put(mx.array, "__dlpack_device__", capsules.dlpack_device)

@@ -39,12 +39,6 @@ class MetalKernel:
 
         return device.refusal() or limits.refusal(problem, self.intermediate)
 
-    def prefers_mlx(self) -> str | None:
-        """Return why MLX should run here as long as nothing was measured, or ``None``."""
-        from qwen_mfa.kernels.metal import device  # noqa: PLC0415
-
-        return device.prefers_mlx()
-
     def run(self, problem: Problem, call: Call) -> mx.array:
         """Compute ``call`` on the GPU; wait for it; return ``[B, H, Sq, D]``.
 

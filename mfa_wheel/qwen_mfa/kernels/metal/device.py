@@ -102,19 +102,22 @@ def refusal() -> str | None:
 
 
 def prefers_mlx() -> str | None:
-    """Return why MLX should run here as long as nothing was measured, or ``None``."""
+    """Return why MLX is expected to win here, or ``None``.
+
+    Nothing but MLX runs anywhere unless it was measured to be faster; this says what to expect.
+    """
     if refusal() is not None:
         return None
     gpu = describe_gpu()
     if gpu.family < APPLE9:
         return (
             f"{gpu.name} is older than the M3: copies into threadgroup memory are slow there, "
-            "so MLX runs unless a measurement on this machine says otherwise"
+            "so MLX runs unless it is measured to be slower on this machine"
         )
     if gpu.generation >= _M5 and mlx_has_matrix_kernels():
         return (
             f"MLX uses the matrix units of {gpu.name}, which this engine does not, so MLX runs "
-            "unless a measurement on this machine says otherwise"
+            "unless it is measured to be slower on this machine"
         )
     return None
 

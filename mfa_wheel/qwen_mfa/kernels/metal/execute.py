@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qwen_mfa.problem import Problem
 
 # The softmax scale is part of the generated source: each new one costs a compilation for ever.
-MAX_SCALES = 16
+MAX_SCALES = 64
 _MASK_NONE, _MASK_ADDITIVE, _SCALAR_FP32 = 0, 2, 3  # mfa_mask_type_t, mfa_mask_scalar_t
 _GPU = "the GPU"
 _COMPLETED = 4  # MTLCommandBufferStatusCompleted
@@ -77,8 +77,8 @@ _engine: _Engine | None = None
 def attention(problem: Problem, call: Call, intermediate: str) -> mx.array:
     """Compute ``call``; see `qwen_mfa.kernels.metal.MetalKernel.run`.
 
-    Calls whose scale the library cannot take are answered by MLX: a scale is not part of a
-    `Problem`, so it could not be refused before.
+    Calls with a scale that is not positive and finite are answered by MLX: the scale is not part
+    of a `Problem`, so it could not be refused before.
     """
     if not (isfinite(call.scale) and call.scale > 0):
         # Biases are divided by it; and its running maximum is one of unscaled scores.
@@ -94,7 +94,8 @@ def attention(problem: Problem, call: Call, intermediate: str) -> mx.array:
     with _lock:
         engine = _started()
         if call.scale not in engine.scales and len(engine.scales) >= MAX_SCALES:
-            return reference.run(problem, call)
+            msg = f"more than {MAX_SCALES} softmax scales, each of which needs shaders of its own"
+            raise MetalError(msg)
         engine.scales.add(call.scale)
         q, k, v = (dlpack.export(x) for x in arrays)
         work = _Work(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from qwen_mfa import library
-from qwen_mfa._ffi import ffi
 
 PLACES = {
     "pack": "the wheel's shader pack",
@@ -16,6 +17,9 @@ PLACES = {
     "failed": "nowhere",
 }
 _SYMBOL = "mfa_shader_origins"
+# Of our build of the Metal library alone. It returns the number of bytes that it needs, and writes
+# nothing where `size` is less.
+_DECLARATION = "int32_t mfa_shader_origins(char *buffer, long size);"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,12 +55,12 @@ def origins() -> list[Origin]:
         LibraryError: The library cannot be used.
 
     """
-    lib = library.load().lib
+    c, lib = _opened(str(library.load().path))
     if not hasattr(lib, _SYMBOL):
         return []
-    size = lib.mfa_shader_origins(ffi().NULL, 0)
-    text = ffi().new("char[]", size + 4096)  # another thread may add one meanwhile
-    lib.mfa_shader_origins(text, size + 4096)
+    size = lib.mfa_shader_origins(c.NULL, 0) + 4096  # another thread may add one meanwhile
+    text = c.new("char[]", size)
+    lib.mfa_shader_origins(text, size)
     return [
         Origin(
             key=str(entry["key"]),
@@ -65,8 +69,17 @@ def origins() -> list[Origin]:
             milliseconds=float(entry["milliseconds"]),
             attempts=tuple(map(str, entry["attempts"])),
         )
-        for entry in json.loads(bytes(ffi().string(text)) or b"[]")
+        for entry in json.loads(bytes(c.string(text)) or b"[]")
     ]
+
+
+@cache
+def _opened(path: str) -> tuple[Any, Any]:
+    from cffi import FFI  # noqa: PLC0415 - only where a library is used
+
+    c = FFI()
+    c.cdef(_DECLARATION)
+    return c, c.dlopen(path)  # open already: the same library
 
 
 def advice(found: list[Origin]) -> str | None:

@@ -1,4 +1,4 @@
-"""STAND-IN for PyObjC's ``objc``: autorelease pools that count, and pointers to and from objects."""
+"""STAND-IN for PyObjC's ``objc``: autorelease pools that count, pointers to and from objects."""
 
 from __future__ import annotations
 
