@@ -10,7 +10,7 @@ import pytest
 from tests.standins.metal import activate, capsules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -48,7 +48,22 @@ def standin_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def mac(monkeypatch: pytest.MonkeyPatch, standin_library: Path) -> Iterator[StandinMac]:
+def children(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: Path) -> Callable[[str], None]:
+    """Let child processes have the stand-ins, and a cache of their own; set their switches."""
+    monkeypatch.setenv("QWEN_MFA_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("QWEN_MFA_METAL_STANDIN", str(root))
+    monkeypatch.setenv("PYTHONPATH", str(activate.SITE))
+
+    def switches(text: str) -> None:
+        monkeypatch.setenv("QWEN_MFA_METAL_SWITCHES", text)
+
+    return switches
+
+
+@pytest.fixture
+def mac(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, standin_library: Path
+) -> Iterator[StandinMac]:
     """A machine with Metal, as far as the package can see."""
     from qwen_mfa import candidates, dispatch, library
     from qwen_mfa.kernels.metal import device, execute
@@ -65,8 +80,9 @@ def mac(monkeypatch: pytest.MonkeyPatch, standin_library: Path) -> Iterator[Stan
     monkeypatch.setenv("QWEN_MFA_LIBRARY", str(standin_library))
     monkeypatch.setenv("QWEN_MFA_BACKEND", "metal")
     # Proof through the stand-ins has tests of its own.
-    proved = Verdict(ok=True)
-    monkeypatch.setattr(candidates, "proved", lambda *_: proved)
+    if not request.node.get_closest_marker("proof"):
+        proved = Verdict(ok=True)
+        monkeypatch.setattr(candidates, "proved", lambda *_: proved)
     with monkeypatch.context() as patches:
         activate.activate(patches.setattr, values)
         import Metal

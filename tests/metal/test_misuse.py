@@ -170,7 +170,7 @@ def test_a_commit_after_an_error_code_is_caught(
     alter(
         "execute",
         (
-            'engine.lib.check("mfa_attention_encode_mtl", _encode(engine, objc, commands, work))',
+            "_check(engine, _encode(engine, objc, commands, work))",
             "_encode(engine, objc, commands, work)",
         ),
     )
@@ -179,7 +179,8 @@ def test_a_commit_after_an_error_code_is_caught(
 
 
 def test_missing_lock_is_caught(mac: StandinMac, alter: Callable[..., None]) -> None:
-    alter("execute", ("    with _lock:\n        engine = _started()", "    if True:\n        engine = _started()"))  # fmt: skip
+    first = "        engine = _started()"
+    alter("execute", (f"    with _lock:\n{first}", f"    if True:\n{first}"))
     call = probe("mask")
     problem = describe(call.q, call.k, call.v, call.mask)
     assert problem is not None
@@ -226,19 +227,23 @@ FATAL = {
     "the encoder defect": ("abort_on_error=1 encode_code=5", ""),
     "a CPU pointer for a buffer": (
         "overrun_faults=0",
-        "from tests.standins.metal import capsules; capsules.settings['cpu_address'] = True\n"
-        "execute._check_sizes = lambda *_: None",
+        """from tests.standins.metal import capsules; capsules.settings['cpu_address'] = True
+execute._check_sizes = lambda *_: None""",
     ),
     "head_dim 0": (
         "overrun_faults=0",
-        "import dataclasses; old = execute._encode\n"
-        "execute._encode = lambda e, o, c, w: old(e, o, c, dataclasses.replace(w, problem="
-        "dataclasses.replace(w.problem, head_dim=0)))",
+        """import dataclasses; old = execute._encode
+def without_size(engine, objc, commands, work):
+    problem = dataclasses.replace(work.problem, head_dim=0)
+    return old(engine, objc, commands, dataclasses.replace(work, problem=problem))
+execute._encode = without_size""",
     ),
 }
 
 
-def run_child(root: Path, library: Path, switches: str, code: str) -> subprocess.CompletedProcess[str]:  # fmt: skip
+def run_child(
+    root: Path, library: Path, switches: str, code: str
+) -> subprocess.CompletedProcess[str]:
     from tests.standins.metal import activate
 
     env = {

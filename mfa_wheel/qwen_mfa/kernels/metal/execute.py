@@ -18,7 +18,7 @@ from qwen_mfa._ffi import ffi
 from qwen_mfa.arrays import fresh
 from qwen_mfa.errors import MetalError, NativeError
 from qwen_mfa.kernels import mlx as reference
-from qwen_mfa.kernels.metal import device, dlpack, masks
+from qwen_mfa.kernels.metal import device, dlpack, masks, shaders
 from qwen_mfa.kernels.metal.limits import PRECISIONS
 
 if TYPE_CHECKING:
@@ -191,13 +191,24 @@ def _perform(engine: _Engine, work: _Work) -> None:
             msg = "the Metal queue gave no command buffer (too many under way?)"
             raise MetalError(msg)
         # After an error code the command buffer may hold half of the work: it is dropped.
-        engine.lib.check("mfa_attention_encode_mtl", _encode(engine, objc, commands, work))
+        _check(engine, _encode(engine, objc, commands, work))
         commands.commit()
         commands.waitUntilCompleted()
         status, error = commands.status(), commands.error()
         if status != _COMPLETED or error is not None:
             text = "no text" if error is None else str(error.localizedDescription())
             raise NativeError(_GPU, int(status), text)
+
+
+def _check(engine: _Engine, code: int) -> None:
+    """Raise for an error code, saying what to do where shaders are the cause."""
+    try:
+        engine.lib.check("mfa_attention_encode_mtl", code)
+    except NativeError as error:
+        advice = shaders.advice(shaders.origins())
+        if advice is None:
+            raise
+        raise NativeError(error.function, error.code, f"{error.text}. {advice}") from error
 
 
 def _check_sizes(objc: Any, work: _Work) -> None:
