@@ -18,7 +18,7 @@ import mlx.core as mx
 from qwen_mfa import decisions, tuning
 from qwen_mfa.decisions import MOST_ATTEMPTS
 from qwen_mfa.isolation import prove_in_child
-from qwen_mfa.kernels import cpu, mlx_fp16
+from qwen_mfa.kernels import cpu, metal, mlx_fp16
 from qwen_mfa.proof import Verdict
 from qwen_mfa.proof import prove as prove_here
 from qwen_mfa.variants import class_of, variant_of
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from qwen_mfa.tuning import Sample
 
 # MLX's own, which takes everything, is not in the list.
-ALL: tuple[Kernel, ...] = (cpu, mlx_fp16)
+ALL: tuple[Kernel, ...] = (metal.accurate, metal.low, cpu, mlx_fp16)
 # Seconds to wait for another process that measures.
 PATIENCE = 60.0
 

@@ -64,3 +64,7 @@ class RunError(QwenMfaError):
 
 class BackendError(QwenMfaError):
     """A kernel that the user forces cannot run, or ``QWEN_MFA_BACKEND`` names none there is."""
+
+
+class MetalError(QwenMfaError):
+    """Memory or an object of Metal is not what the Metal engine needs it to be."""

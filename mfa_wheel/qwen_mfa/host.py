@@ -89,7 +89,7 @@ def read() -> Host:
     on_mac = SYSTEM == "darwin"
     return Host(
         system={"darwin": "macOS", "linux": "Linux"}.get(SYSTEM, SYSTEM),
-        release=platform.mac_ver()[0] if on_mac else platform.release(),
+        release=_macos() if on_mac else platform.release(),
         build=sysctl("kern.osversion") if on_mac else platform.version(),
         machine=platform.machine(),
         chip=sysctl("machdep.cpu.brand_string") if on_mac else _cpuinfo("model name"),
@@ -101,6 +101,11 @@ def read() -> Host:
         mlx=_version("mlx"),
         backends=tuple(filter(None, (_backend(name) for name in BACKENDS))),
     )
+
+
+def _macos() -> str:
+    # platform.mac_ver says 10.16 where Python was built with an old SDK.
+    return sysctl("kern.osproductversion") or platform.mac_ver()[0]
 
 
 def available_cpus() -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 VARIABLE = "QWEN_MFA_BACKEND"
-NAMES = ("mlx", "mlx-fp16", "cpu", "metal")
+NAMES = ("mlx", "mlx-fp16", "cpu", "metal", "metal-low")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)  # by identity: hashed on every call
