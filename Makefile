@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup demo wheel test lint format types swift-test pytest install mflux reproduce clean
+.PHONY: help setup demo wheel test lint format types swift-test pytest install mflux reproduce rehearse clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -70,6 +70,9 @@ pytest: install mflux
 
 reproduce: setup ## Build twice, with nothing in common but the sources, and compare the bytes
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build_tools reproduce
+
+rehearse: setup ## Rehearse a release against an index on loopback (long)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build_tools rehearse
 
 clean: ## Remove everything that is built
 	rm -rf $(VENV) $(MFLUX) build dist swift_pkg/.build .mypy_cache .ruff_cache .pytest_cache .hypothesis

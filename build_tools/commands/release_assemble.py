@@ -1,0 +1,34 @@
+"""Make the folder that is published from the files of all build jobs, or refuse them.
+
+Refused are files that are missing, superfluous, of another version or commit, not ours, stand-ins,
+or that fail the strict audit. The folder holds dist/, SHA256SUMS, sboms/ and NOTES.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from build_tools.console import stdout
+from build_tools.release import assemble, project
+
+if TYPE_CHECKING:
+    import argparse
+
+HELP = "check the files of a release and make its folder"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("built", type=Path, metavar="DIR", help="the wheels and the sdist")
+    parser.add_argument("--tag", required=True, help="the tag that is being released")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not exist")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, assemble, print the checksums."""
+    subject = project.load()
+    assemble.require_tag(args.tag, subject)
+    made = assemble.assemble(args.built, args.out, subject)
+    stdout.print((made / assemble.SUMS).read_text(encoding="utf-8"), end="", markup=False)
+    return 0

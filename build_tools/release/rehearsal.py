@@ -1,0 +1,309 @@
+"""A release on this machine as far as it goes: files, an index on loopback, and its users."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packaging.requirements import Requirement
+
+from build_tools import process
+from build_tools.console import say, step
+from build_tools.release import files, project, recipients, standin, users
+from build_tools.release.errors import ReleaseError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from build_tools.release.index import Index
+    from build_tools.release.project import Project
+    from build_tools.release.users import User
+
+ONLY_BEFORE = "only_in_the_previous_version.py"
+NOT_COPIED = (".git", ".venv", "build", "dist", ".build", ".cache", "__pycache__", "*_cache")
+TOKENS = "64"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """The files of the rehearsed release, this machine's wheel among them, and its neighbours."""
+
+    release: tuple[Path, ...]
+    native: Path
+    previous: Path
+    yanked: Path
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What was tried and how it ended; a failure does not stop the rest."""
+
+    passed: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    def check(self, what: str, action: Callable[[], str | None]) -> None:
+        """Run ``action``; it raises when the thing does not hold, and may return a detail."""
+        try:
+            detail = action()
+        except Exception as error:  # noqa: BLE001 - the report tells whatever went wrong
+            self.failed.append(f"{what}: {error}")
+            say(f"FAILED  {what}: {error}")
+            return
+        told = f"{what}: {detail}" if detail else what
+        self.passed.append(told)
+        say(f"ok      {told}")
+
+
+def build(work: Path, subject: Project, *, log: Path) -> Built:
+    """Build everything that is published: real files for this machine, stand-ins for the others."""
+    out = work / "dist"
+    with step("Building the source distribution and the wheels"):
+        sdist = _front_end(subject.root, work / "sdist", ["--sdist"], "none", log)
+        native = _front_end(subject.root, work / "native", ["--wheel"], "auto", log)
+        pure = _front_end(subject.root, work / "pure", ["--wheel"], "none", log)
+    with step("Cross-compiling the stand-in wheels"):
+        others = [
+            standin.make(pure, target, work / "standins", project=subject, log=log)
+            for target in standin.missing_targets()
+        ]
+    below, above = project.neighbours(subject.version)
+    with step(f"Building {below} and {above}"):
+        previous = _neighbour(subject, below, work / "previous", log, extra=ONLY_BEFORE)
+        yanked = _neighbour(subject, above, work / "yanked", log)
+    out.mkdir()
+    moved = [Path(shutil.copy2(path, out)) for path in (sdist, native, pure, *others)]
+    return Built(release=tuple(moved), native=out / native.name, previous=previous, yanked=yanked)
+
+
+def mirror(folder: Path, subject: Project, pythons: Iterable[Path], *, log: Path) -> None:
+    """Copy everything that users need beside us from the machine's own index into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [
+        need
+        for need in subject.build_requires
+        if (marker := Requirement(need).marker) is None or marker.evaluate()
+    ]
+    for python in pythons:
+        with step(f"Copying dependencies for {python.name}"):
+            command = [
+                str(python), "-m", "pip", "download", "--quiet", "--only-binary", ":all:",
+                "--dest", str(folder), "mlx[cpu]>=0.32" if sys.platform == "linux" else "mlx>=0.32",
+                "cffi>=1.17", *wanted,
+            ]  # fmt: skip
+            process.run(command, log=log)
+
+
+def publish(index: Index, paths: Iterable[Path]) -> users.Outcome:
+    """Upload ``paths`` as a publisher does."""
+    command = [
+        users.uv(), "publish", "--publish-url", index.upload_url, "--trusted-publishing", "never",
+        "--username", "rehearsal", "--password", "rehearsal", *map(str, paths),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command,
+        env=recipients.user_variables(index.url),
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    return users.Outcome(status=done.returncode, text=done.stdout)
+
+
+def check_publishing(report: Report, index: Index, built: Built, subject: Project) -> None:
+    """Publish; then try what must be refused."""
+    everything = [*built.release, built.previous, built.yanked]
+
+    def upload() -> str:
+        done = publish(index, everything)
+        absent = [path.name for path in everything if not (index.folder / path.name).is_file()]
+        _require(done.status == 0 and not absent, f"{absent} not there\n{done.text}")
+        index.yanked[built.yanked.name] = "yanked by the rehearsal"
+        return f"{len(everything)} files"
+
+    def replace() -> None:
+        other = index.folder.parent / "other" / built.previous.name
+        other.parent.mkdir(exist_ok=True)
+        shutil.copyfile(built.yanked, other)
+        before = files.sha256(index.folder / other.name)
+        publish(index, [other])
+        _require(files.sha256(index.folder / other.name) == before, "the file was replaced")
+
+    def gate() -> str:
+        told = "\n".join(files.problems(built.release[0].parent, subject))
+        standins = [p.name for p in built.release if standin.BUILD_TAG in p.name]
+        missed = [name for name in standins if f"{name}: its library's engine is" not in told]
+        _require(bool(standins) and not missed, f"not refused: {missed}")
+        return f"{len(standins)} refused"
+
+    report.check("upload everything", upload)
+    report.check("a published file cannot be replaced", replace)
+    report.check("stand-in wheels would not be published", gate)
+
+
+def check_user(report: Report, user: User, subject: Project, *, native: str) -> None:
+    """Install, run, uninstall: what every user does."""
+    who = f"{user.installer}, Python {_short(user.python)}"
+
+    def install() -> str:
+        user.create()
+        user.install("qwen-mfa[cpu]")
+        _require(user.installed() == subject.version, f"got {user.installed()}")
+        _require(user.tag() == native, f"got the wheel {user.tag()}")
+        user.check_dependencies()
+        return user.tag()
+
+    def run() -> str:
+        told = user.run("--version").strip()
+        _require(told == f"qwen-mfa {subject.version}", told)
+        manifest = user.manifest()
+        if manifest is not None:
+            _require(manifest["package"]["version"] == subject.version, str(manifest["package"]))
+        user.run("info")
+        user.run("selftest", "--image-tokens", TOKENS)
+        return f"{told}; its manifest agrees; info and selftest pass"
+
+    def uninstall() -> None:
+        before = user.files()
+        user.uninstall()
+        left = users.left_behind(before, user.files())
+        _require(not left, f"left: {left[:5]}")
+
+    report.check(f"{who}: install", install)
+    report.check(f"{who}: run", run)
+    report.check(f"{who}: uninstall leaves nothing", uninstall)
+
+
+def check_refused(report: Report, user: User, python: str) -> None:
+    """A Python that is too old is told so, and nothing is installed."""
+
+    def refuse() -> str:
+        user.create()
+        done = user.try_install("--no-deps", "qwen-mfa")
+        _require(done.status != 0 and user.installed() is None, done.text)
+        return "refused"
+
+    report.check(f"{user.installer}, Python {python}, which is too old", refuse)
+
+
+def check_versions(report: Report, user: User, subject: Project) -> None:
+    """Upgrade from the previous version; meet the yanked one."""
+    below, above = project.neighbours(subject.version)
+
+    def upgrade() -> str:
+        user.create()
+        user.install("--no-deps", f"qwen-mfa=={below}")
+        _require(any(ONLY_BEFORE in name for name in user.files()), "the previous lacks its file")
+        user.install("--no-deps", "--upgrade", "qwen-mfa")
+        _require(user.installed() == subject.version, f"got {user.installed()}")
+        left = [name for name in user.files() if Path(ONLY_BEFORE).stem in name]
+        _require(not left, f"of the previous version remain {left}")
+        return f"{below} to {subject.version}, though {above} is there, yanked"
+
+    def exact() -> str:
+        done = user.install("--no-deps", f"qwen-mfa=={above}")
+        _require(user.installed() == above, f"got {user.installed()}")
+        _require("yanked" in done.text, f"no warning:\n{done.text}")
+        return f"{above}, with a warning"
+
+    report.check(f"{user.installer}: upgrade", upgrade)
+    report.check(f"{user.installer}: a yanked version only when asked for exactly", exact)
+
+
+def check_damage(report: Report, user: User, index: Index, wheel: Path) -> None:
+    """Files that changed after the upload are refused by hash."""
+    name = wheel.name
+    requirement = user.folder.parent / f"{user.folder.name}-requirements.txt"
+
+    def in_storage() -> None:
+        user.create()
+        index.damaged.add(name)
+        try:
+            _refused(user, "--no-deps", "qwen-mfa")
+        finally:
+            index.damaged.discard(name)
+
+    def by_checksum() -> None:
+        requirement.write_text(
+            f"qwen-mfa=={_version(wheel)} --hash=sha256:{files.sha256(wheel)}\n", encoding="utf-8"
+        )
+        user.install("--no-deps", "--require-hashes", "-r", str(requirement))
+        user.uninstall()
+        requirement.write_text(
+            f"qwen-mfa=={_version(wheel)} --hash=sha256:{'0' * 64}\n", encoding="utf-8"
+        )
+        _refused(user, "--no-deps", "--require-hashes", "-r", str(requirement))
+
+    report.check(f"{user.installer}: a file damaged after the upload is refused", in_storage)
+    report.check(f"{user.installer}: another file than SHA256SUMS names is refused", by_checksum)
+
+
+def check_sdist(report: Report, user: User, subject: Project, *, native: str) -> None:
+    """Build from the source distribution, as pip does where there is no wheel."""
+
+    def install() -> str:
+        user.create()
+        user.install("--no-binary", "qwen-mfa", "qwen-mfa[cpu]")
+        _require(user.installed() == subject.version, f"got {user.installed()}")
+        _require(user.manifest() is not None or native.endswith("any"), "it carries no library")
+        user.run("selftest", "--image-tokens", TOKENS)
+        return user.tag()
+
+    report.check(f"{user.installer}: build from the source distribution", install)
+
+
+def _refused(user: User, *arguments: str) -> None:
+    done = user.try_install(*arguments)
+    _require(done.status != 0, "it was installed")
+    _require(re.search("hash", done.text, re.IGNORECASE) is not None, done.text)
+    _require(user.installed() is None, "something was installed all the same")
+
+
+def _front_end(root: Path, out: Path, what: list[str], native: str, log: Path) -> Path:
+    env = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PIP_CONSTRAINT": str(root / "requirements" / "constraints.txt"),
+        "QWEN_MFA_NATIVE": native,
+    }
+    command = [sys.executable, "-m", "build", *what, "--outdir", str(out), str(root)]
+    process.run(command, log=log, cwd=root, env=env)
+    made = files.distributions(out)
+    if len(made) != 1:
+        msg = f"the build made {len(made)} files instead of one; log: {log}"
+        raise ReleaseError(msg)
+    return made[0]
+
+
+def _neighbour(subject: Project, version: str, work: Path, log: Path, extra: str = "") -> Path:
+    """Build the MLX-only wheel of the same sources as another version."""
+    tree = work / "tree"
+    shutil.copytree(subject.root, tree, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    path = tree / "pyproject.toml"
+    text = path.read_text(encoding="utf-8")
+    changed = text.replace(f'version = "{subject.version}"', f'version = "{version}"', 1)
+    _require(changed != text, "pyproject.toml has no line with the version")
+    path.write_text(changed, encoding="utf-8")
+    if extra:
+        (tree / "mfa_wheel" / "qwen_mfa" / extra).write_text('"""Gone now."""\n', encoding="utf-8")
+    return _front_end(tree, work / "out", ["--wheel"], "none", log)
+
+
+def _require(condition: bool, text: str) -> None:
+    if not condition:
+        raise ReleaseError(text)
+
+
+def _short(python: Path) -> str:
+    return python.name.removeprefix("python")
+
+
+def _version(wheel: Path) -> str:
+    return wheel.name.split("-")[1]

@@ -1,0 +1,138 @@
+"""Stand-in wheels for machines that this one cannot build for, so that installers have a choice.
+
+Their library is the portable engine, cross-compiled with zig. Nobody ever gets one: the manifest
+says engine "stand-in", which `build_tools.release.files` refuses, and the file name's build tag
+says it to people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from build_tools import canonical, portable, process, sbom
+from build_tools.relocate import macho
+
+if TYPE_CHECKING:
+    from build_tools.release.project import Project
+
+ENGINE = "stand-in"
+BUILD_TAG = "0standin"
+NATIVE = "qwen_mfa/_native"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A machine to compile for: zig's name of it, the library's name, the wheel's platform tag."""
+
+    zig: str
+    library: str
+    tag: str
+    link: tuple[str, ...]
+
+
+def _linux(arch: str) -> Target:
+    return Target(
+        zig=f"{arch}-linux-gnu.2.17",
+        library="libMFAFFI.so",
+        tag=f"manylinux_2_17_{arch}",
+        link=(
+            "-shared", "-Wl,-soname,libMFAFFI.so", "-Wl,-z,relro,-z,now", "-lm", "-lpthread",
+            f"-Wl,--version-script={portable.PACKAGE / portable.EXPORTS}",
+        ),
+    )  # fmt: skip
+
+
+MACOS = Target(
+    zig="aarch64-macos.15.0",
+    library="libMFAFFI.dylib",
+    tag="macosx_15_0_arm64",
+    link=("-dynamiclib", "-Wl,-install_name,@rpath/libMFAFFI.dylib"),
+)
+LINUX = {arch: _linux(arch) for arch in ("x86_64", "aarch64")}
+
+
+def missing_targets(machine: str = platform.machine(), system: str = sys.platform) -> list[Target]:
+    """Return the targets of a release for which this machine cannot build the real wheel."""
+    others = [target for arch, target in LINUX.items() if (system, arch) != ("linux", machine)]
+    return [MACOS, *others]
+
+
+def make(pure: Path, target: Target, out: Path, *, project: Project, log: Path) -> Path:
+    """Make the stand-in for ``target`` from the MLX-only wheel ``pure``; return its path.
+
+    Raises:
+        ToolError: zig failed.
+
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    name = f"{project.file_stem}-{BUILD_TAG}-py3-none-{target.tag}.whl"
+    with tempfile.TemporaryDirectory(prefix=".standin-", dir=out) as temporary:
+        library = _compile(target, Path(temporary), log=log)
+        told = _manifest(target, library, project)
+        made = Path(temporary) / name
+        shutil.copyfile(pure, made)
+        _embed(made, library.read_bytes(), told, target, project)
+        canonical.rewrite_wheel(made, sboms={sbom.NAME: sbom.render(told, folder=NATIVE)})
+        made.replace(out / name)
+    return out / name
+
+
+def _compile(target: Target, folder: Path, *, log: Path) -> Path:
+    library = folder / target.library
+    sources = sorted(portable.SOURCES.glob("*.c"))
+    command = [
+        sys.executable, "-m", "ziglang", "cc", "-target", target.zig, "-std=gnu11", "-O2", "-g0",
+        "-fPIC", "-fvisibility=hidden", f"-I{portable.SOURCES / 'include'}",
+        *map(str, sources), *target.link, "-s", "-o", str(library),
+    ]  # fmt: skip
+    process.run(command, log=log, cwd=folder)
+    if target is MACOS:
+        library.write_bytes(macho.relocate(library.read_bytes(), filename=library.name))
+    return library
+
+
+def _manifest(target: Target, library: Path, project: Project) -> dict[str, Any]:
+    content = library.read_bytes()
+    return {
+        "schema": 1,
+        "package": {"name": project.name, "version": project.version},
+        "engine": ENGINE,
+        "platform_tag": target.tag,
+        "built_by": "zig cc",
+        "compiler": f"zig {importlib.metadata.version('ziglang')}",
+        "flags": ["-target", target.zig],
+        "sources": portable.source_hashes(),
+        "library": {
+            "file": library.name,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "size": len(content),
+        },
+    }
+
+
+def _embed(
+    wheel: Path, library: bytes, told: dict[str, Any], target: Target, project: Project
+) -> None:
+    """Add the library and its manifest, and make it a platform wheel; RECORD is made later."""
+    with zipfile.ZipFile(wheel) as source:
+        contents = {name: source.read(name) for name in source.namelist()}
+    about = f"{project.file_stem}.dist-info/WHEEL"
+    text = contents[about].decode("utf-8")
+    text = text.replace("Root-Is-Purelib: true", "Root-Is-Purelib: false")
+    text = text.replace("Tag: py3-none-any", f"Build: {BUILD_TAG}\nTag: py3-none-{target.tag}")
+    contents[about] = text.encode("utf-8")
+    contents[f"{NATIVE}/{target.library}"] = library
+    contents[f"{NATIVE}/manifest.json"] = (json.dumps(told, indent=2) + "\n").encode("utf-8")
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
