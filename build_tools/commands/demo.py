@@ -1,4 +1,4 @@
-"""The whole chain: build the wheel, look into it, install it clean, run Qwen-Image attention."""
+"""The whole chain: build the wheel, audit it, install it clean, run Qwen-Image attention."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from build_tools.audit.auditor import audit
+from build_tools.audit.policy import strict
+from build_tools.audit.report import show
 from build_tools.clean_env import CleanEnvironment
 from build_tools.commands import wheel
 from build_tools.console import say, stdout, step
@@ -16,7 +19,7 @@ from build_tools.portable import ROOT
 if TYPE_CHECKING:
     import argparse
 
-HELP = "build, install clean and run Qwen-Image attention, showing the result"
+HELP = "build, audit, install clean and run Qwen-Image attention, showing the result"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +33,10 @@ def run(args: argparse.Namespace) -> int:
     """Run every step; the exit status is that of the self-test."""
     built = wheel.build()
     contents(built)
+    report = audit(built, strict())
+    show(report, stdout)
+    if report.failed:
+        return 1
     # Outside the clone: nothing here can be found by accident.
     with tempfile.TemporaryDirectory(prefix="qwen-mfa-clean-") as folder:
         clean = CleanEnvironment(folder=Path(folder), log=ROOT / "build" / "demo.log")
