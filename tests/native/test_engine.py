@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from engine_build import ISAS, run, usable_isas
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MODES = {
     "random": ("random", "20260", "250"),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from engine_build import ENGINE, run, sources
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wstrict-prototypes", "-Werror")
 
