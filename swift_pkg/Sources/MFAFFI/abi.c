@@ -36,6 +36,7 @@ mfa_error_t mfa_create_context(mfa_context_t *context)
     if (!object)
         return MFA_ERROR_MEMORY_ALLOCATION;
     object->magic = MFA_CONTEXT_MAGIC;
+    mfa_workspace_init(&object->workspace);
     atomic_init(&object->seconds, 0.0);
     *context = object;
     return MFA_SUCCESS;
@@ -46,6 +47,7 @@ void mfa_destroy_context(mfa_context_t context)
     mfa_context_object *object = mfa_context_of(context);
     if (object) {
         object->magic = 0;
+        mfa_workspace_free(&object->workspace);
         free(object);
     }
 }

@@ -181,15 +181,17 @@ static void read_quota(void)
 
 static unsigned allowed_cpus(void)
 {
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
-    unsigned cpus = online < 1 ? 1 : online > MFA_MAX_THREADS ? MFA_MAX_THREADS : (unsigned)online;
+    long cpus = 0;
 #if defined(__linux__)
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0)
-        cpus = smaller_limit(cpus, (unsigned)CPU_COUNT(&set));
+    cpu_set_t set; /* asked for on each call: affinity may change; this costs no file access */
+    if (sched_getaffinity(0, sizeof set, &set) == 0)
+        cpus = CPU_COUNT(&set);
 #endif
+    if (cpus < 1)
+        cpus = sysconf(_SC_NPROCESSORS_ONLN);
     pthread_once(&quota_once, read_quota);
-    return smaller_limit(cpus, quota_cpus);
+    cpus = cpus < 1 ? 1 : cpus > MFA_MAX_THREADS ? MFA_MAX_THREADS : cpus;
+    return smaller_limit((unsigned)cpus, quota_cpus);
 }
 
 static bool threads_wanted(mfa_setup *setup)

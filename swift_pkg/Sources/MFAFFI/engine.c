@@ -80,7 +80,7 @@ static void work(void *argument, unsigned index)
     }
 }
 
-int mfa_engine_run(const mfa_problem *problem)
+int mfa_engine_run(const mfa_problem *problem, mfa_workspace *workspace)
 {
     mfa_setup setup;
     mfa_plan plan;
@@ -88,9 +88,9 @@ int mfa_engine_run(const mfa_problem *problem)
         return MFA_ERROR_INVALID_ARGS;
     if (!problem->batch || !problem->heads_q || !problem->seq_q)
         return MFA_SUCCESS;
-    if (!mfa_plan_make(&plan, problem, &setup))
+    if (!mfa_plan_make(&plan, problem, &setup, workspace))
         return MFA_ERROR_MEMORY_ALLOCATION;
     mfa_pool_run(work, &plan, plan.threads, plan.budget);
-    mfa_plan_free(&plan);
+    mfa_workspace_return(workspace, plan.memory);
     return MFA_SUCCESS;
 }

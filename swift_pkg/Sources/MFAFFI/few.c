@@ -46,8 +46,8 @@ static void start(const part *p, size_t number)
         const unsigned char *query = mfa_row_of(&problem->q, at.batch, at.head, at.query);
         mfa_source from = {&query, 1, problem->head_dim, problem->q.stride[3],
                            problem->q.precision};
-        p->plan->kernels->pack_columns(p->scratch->queries + r * (size_t)problem->head_dim, 1, &from,
-                                       problem->scale * MFA_LOG2E);
+        p->plan->kernels->scale_row(p->scratch->queries + r * (size_t)problem->head_dim, &from,
+                                    problem->scale * MFA_LOG2E);
         p->maximum[r] = -INFINITY;
         p->sum[r] = 0.0f;
         if (number == 0)

@@ -104,7 +104,7 @@ mfa_error_t mfa_attention_forward(
         !mask_of(mask_ptr, mask_size_bytes, mask_shape, mask_strides, mask_ndim, mask_type,
                  mask_scalar_type, mask_size, &problem.mask))
         return MFA_ERROR_INVALID_ARGS;
-    mfa_error_t error = mfa_engine_run(&problem);
+    mfa_error_t error = mfa_engine_run(&problem, &object->workspace);
     if (error == MFA_SUCCESS)
         atomic_store(&object->seconds, mfa_seconds_now() - start);
     return error;

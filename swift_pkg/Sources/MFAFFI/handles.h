@@ -2,6 +2,8 @@
 #ifndef MFA_HANDLES_H
 #define MFA_HANDLES_H
 
+#include "workspace.h"
+
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -12,6 +14,7 @@ enum { MFA_CONTEXT_MAGIC = 0x4d464143, MFA_BUFFER_MAGIC = 0x4d464142 };
 
 typedef struct {
     uint32_t magic;
+    mfa_workspace workspace;
     _Atomic double seconds; /* of the last call: contexts are shared between threads */
 } mfa_context_object;
 

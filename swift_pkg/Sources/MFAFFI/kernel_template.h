@@ -21,6 +21,7 @@
 #include <float.h>
 #include <math.h>
 
+#define MFA_ROWS_AHEAD 4
 #define MFA_NR (MFA_NV * MFA_LANES)
 #define MFA_PASTE_(a, b) a##b
 #define MFA_PASTE(a, b) MFA_PASTE_(a, b)
@@ -100,18 +101,26 @@ MFA_INLINE void pack_four(float *tile, unsigned width, const float *const row[4]
             tile[(size_t)d * width + r] = row[r][d] * factor;
 }
 
+/* Rows come from far away and only once: ask for one a little before it is its turn. */
+MFA_INLINE void prefetch_row(const mfa_source *from, unsigned row)
+{
+    const size_t bytes = from->length * (from->precision == MFA_PRECISION_FP32 ? 4u : 2u);
+    if (row < from->count && from->stride == 1)
+        for (size_t i = 0; i < bytes; i += 64)
+            __builtin_prefetch(from->rows[row] + i);
+}
+
 static void pack_columns(float *tile, unsigned width, const mfa_source *from, float factor)
 {
+    static const float zeros[1024];
     float plain[4][1024 + MFA_LANES];
-    for (unsigned first = 0; first < width; first += 4) {
+    const unsigned filled = mfa_padded_dim(from->count, MFA_LANES);
+    const unsigned end = filled < width ? filled : width;
+    for (unsigned first = 0; first < end; first += 4) {
         const float *row[4];
         for (unsigned r = 0; r < 4; r++) {
-            if (first + r < from->count) {
-                row[r] = plain_row(plain[r], from, first + r);
-            } else {
-                memset(plain[r], 0, from->length * sizeof(float));
-                row[r] = plain[r];
-            }
+            prefetch_row(from, first + r + MFA_ROWS_AHEAD);
+            row[r] = first + r < from->count ? plain_row(plain[r], from, first + r) : zeros;
         }
         if (width - first >= 4)
             pack_four(tile + first, width, row, from->length, factor, 4);
@@ -122,17 +131,21 @@ static void pack_columns(float *tile, unsigned width, const mfa_source *from, fl
     }
 }
 
-static void pack_panels(float *panels, size_t panel_stride, size_t first, unsigned rows_total,
-                        const mfa_source *from)
+static void scale_row(float *row, const mfa_source *from, float factor)
+{
+    plain_row(row, from, 0);
+    for (unsigned i = 0; i < from->length; i++)
+        row[i] *= factor;
+}
+
+static void pack_panels(float *panels, size_t panel_stride, size_t first, const mfa_source *from)
 {
     const unsigned padded = mfa_padded_dim(from->length, MFA_LANES);
     float plain[1024 + MFA_LANES];
     memset(plain, 0, padded * sizeof(float));
-    for (unsigned r = 0; r < rows_total; r++) {
-        if (r < from->count)
-            plain_row(plain, from, r);
-        else
-            memset(plain, 0, from->length * sizeof(float));
+    for (unsigned r = 0; r < from->count; r++) {
+        prefetch_row(from, r + MFA_ROWS_AHEAD);
+        plain_row(plain, from, r);
         for (unsigned column = 0; column < padded; column += MFA_NR) {
             unsigned width = padded - column < MFA_NR ? padded - column : MFA_NR;
             float *to = panels + column / MFA_NR * panel_stride + (first + r) * width;
@@ -487,6 +500,7 @@ const mfa_kernels MFA_PASTE(mfa_kernels_, MFA_ISA) = {
     .lanes = MFA_LANES,
     .pack_columns = pack_columns,
     .pack_panels = pack_panels,
+    .scale_row = scale_row,
     .attend = attend,
     .gather = gather,
     .few_scores = few_scores,

@@ -61,7 +61,7 @@ typedef struct {
 /* Where vectors come from: `stride` elements between the vector's own elements. */
 typedef struct {
     const unsigned char *const *rows;
-    unsigned count; /* rows given; the tile's remainder is zero-filled */
+    unsigned count;
     unsigned length;
     int64_t stride;
     int precision;
@@ -71,11 +71,12 @@ typedef struct {
     const char *name;
     bool (*usable)(void);
     unsigned mr, nr, lanes;
-    /* tile[d * width + r] = factor * row r's element d, for r < width */
+    /* tile[d * width + r] = factor * row r's element d; zeros up to the next full vector */
     void (*pack_columns)(float *tile, unsigned width, const mfa_source *from, float factor);
-    /* rows into value panels, from key `first` on; `count` below `rows_total` leaves zeros */
-    void (*pack_panels)(float *panels, size_t panel_stride, size_t first, unsigned rows_total,
-                        const mfa_source *from);
+    /* rows into value panels, from key `first` on */
+    void (*pack_panels)(float *panels, size_t panel_stride, size_t first, const mfa_source *from);
+    /* one row times a factor, contiguous */
+    void (*scale_row)(float *row, const mfa_source *from, float factor);
     void (*attend)(const mfa_strip *strip);
     /* output row `row` of a strip times `factor`, as value_dim floats in a plain row */
     void (*gather)(float *plain, const float *output, unsigned row, unsigned value_dim,

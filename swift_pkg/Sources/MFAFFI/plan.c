@@ -2,7 +2,6 @@
 
 #include "include/mfa_ffi.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 enum {
@@ -117,6 +116,7 @@ static void lay_out(mfa_plan *plan, arena *a)
 {
     const mfa_problem *p = plan->problem;
     const mfa_kernels *k = plan->kernels;
+    const size_t strip_rows = plan->few ? plan->rows : k->mr;
     mfa_slot *slots = take(a, plan->slot_count, sizeof *slots);
     mfa_scratch *scratch = take(a, plan->threads, sizeof *scratch);
     if (a->base) {
@@ -153,8 +153,8 @@ static void lay_out(mfa_plan *plan, arena *a)
         mfa_scratch s = {
             .queries = take(a, plan->block_rows, p->head_dim * sizeof(float)),
             .output = take(a, plan->block_rows, (2 + plan->padded_value_dim) * sizeof(float)),
-            .weights = take(a, k->mr, MFA_MAX_KEY_BLOCK * sizeof(float)),
-            .biases = take(a, k->mr, MFA_MAX_KEY_BLOCK * sizeof(float)),
+            .weights = take(a, strip_rows, MFA_MAX_KEY_BLOCK * sizeof(float)),
+            .biases = take(a, strip_rows, MFA_MAX_KEY_BLOCK * sizeof(float)),
             .plain = take(a, MFA_MAX_HEAD_DIM + MFA_MAX_LANES, sizeof(float)),
             .states = take(a, plan->block_rows / k->mr, sizeof(mfa_strip_state)),
             .limits = take(a, plan->block_rows, sizeof(uint32_t)),
@@ -166,7 +166,16 @@ static void lay_out(mfa_plan *plan, arena *a)
     }
 }
 
-bool mfa_plan_make(mfa_plan *plan, const mfa_problem *problem, const mfa_setup *setup)
+static bool few_rows(const mfa_plan *plan)
+{
+    const mfa_problem *p = plan->problem;
+    const bool wide = p->k.precision == MFA_PRECISION_FP32;
+    return plan->rows <= (wide ? MFA_FEW_ROWS : MFA_FEW_ROWS_16_BIT) && p->k.stride[3] == 1 &&
+           p->v.stride[3] == 1;
+}
+
+bool mfa_plan_make(mfa_plan *plan, const mfa_problem *problem, const mfa_setup *setup,
+                   mfa_workspace *workspace)
 {
     memset(plan, 0, sizeof *plan);
     plan->problem = problem;
@@ -178,8 +187,7 @@ bool mfa_plan_make(mfa_plan *plan, const mfa_problem *problem, const mfa_setup *
     plan->selects = problem->mask.type != MFA_MASK_TYPE_NONE &&
                     (problem->mask.stride[2] == 0 || problem->seq_q == 1) &&
                     (problem->mask.stride[1] == 0 || plan->group == 1);
-    plan->few = plan->rows <= MFA_FEW_ROWS && problem->k.stride[3] == 1 &&
-                problem->v.stride[3] == 1;
+    plan->few = few_rows(plan);
     choose_threads(plan, setup);
     if (plan->few) {
         choose_splits(plan);
@@ -191,15 +199,10 @@ bool mfa_plan_make(mfa_plan *plan, const mfa_problem *problem, const mfa_setup *
 
     arena measure = {NULL, 0, false};
     lay_out(plan, &measure);
-    if (measure.overflow || measure.used > PTRDIFF_MAX ||
-        posix_memalign(&plan->memory, ALIGNMENT, measure.used) != 0)
+    plan->memory = measure.overflow ? NULL : mfa_workspace_take(workspace, measure.used);
+    if (!plan->memory)
         return false;
     arena real = {plan->memory, 0, false};
     lay_out(plan, &real);
     return true;
-}
-
-void mfa_plan_free(mfa_plan *plan)
-{
-    free(plan->memory);
 }

@@ -57,11 +57,16 @@ typedef struct {
     atomic_size_t next_task;
 } mfa_plan;
 
-enum { MFA_NO_UNIT = -1, MFA_FEW_ROWS = 4 };
+enum {
+    MFA_NO_UNIT = -1,
+    /* Rows of a unit up to which packing does not pay; 16-bit rows are converted once per row. */
+    MFA_FEW_ROWS = 24,
+    MFA_FEW_ROWS_16_BIT = 12,
+};
 
 /* Fills the plan and gets its memory; false when there is none to be had. */
-bool mfa_plan_make(mfa_plan *plan, const mfa_problem *problem, const mfa_setup *setup);
-void mfa_plan_free(mfa_plan *plan);
+bool mfa_plan_make(mfa_plan *plan, const mfa_problem *problem, const mfa_setup *setup,
+                   mfa_workspace *workspace);
 
 static inline uint32_t mfa_unit_batch(const mfa_plan *plan, size_t unit)
 {

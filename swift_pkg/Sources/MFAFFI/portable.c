@@ -56,7 +56,7 @@ mfa_error_t mfa_portable_attention(mfa_context_t context, const mfa_portable_arg
         .empty_rows = args->empty_rows,
         .max_threads = args->max_threads,
     };
-    mfa_error_t error = mfa_engine_run(&problem);
+    mfa_error_t error = mfa_engine_run(&problem, &object->workspace);
     if (error == MFA_SUCCESS)
         atomic_store(&object->seconds, mfa_seconds_now() - start);
     return error;

@@ -3,6 +3,7 @@
 #define MFA_PROBLEM_H
 
 #include "mask.h"
+#include "workspace.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -35,6 +36,6 @@ size_t mfa_precision_size(int precision); /* bytes of one element; 0 for an unkn
 bool mfa_problem_valid(const mfa_problem *problem);
 
 /* Computes a valid problem. Returns an mfa_error_t; only success writes to the output. */
-int mfa_engine_run(const mfa_problem *problem);
+int mfa_engine_run(const mfa_problem *problem, mfa_workspace *workspace);
 
 #endif

@@ -43,7 +43,7 @@ static void pack_tile(const mfa_plan *plan, size_t unit, size_t first, mfa_slot 
     mfa_source keys = {key_rows, count, p->head_dim, p->k.stride[3], p->k.precision};
     mfa_source values = {value_rows, count, p->value_dim, p->v.stride[3], p->v.precision};
     plan->kernels->pack_columns(slot->keys + first * p->head_dim, nr, &keys, 1.0f);
-    plan->kernels->pack_panels(slot->values, plan->panel_stride, first, nr, &values);
+    plan->kernels->pack_panels(slot->values, plan->panel_stride, first, &values);
 }
 
 void mfa_unit_pack(const mfa_plan *plan, size_t unit, size_t chunk, mfa_slot *slot)

@@ -1,0 +1,65 @@
+"""The kernels of other processors, under emulation: NEON, and x86-64 without AVX."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from engine_build import ENGINE, HERE, compile_test, run, sources
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODES = [("random", "11", "25"), ("forward", "11", "25"), ("special",), ("errors",)]
+
+
+@pytest.fixture(scope="module")
+def neon_program(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The test program for 64-bit ARM, and how to run it here."""
+    emulator = shutil.which("qemu-aarch64")
+    if emulator is None:
+        pytest.skip("qemu-aarch64 is not installed (Debian: qemu-user)")
+    target = tmp_path_factory.mktemp("neon") / "engine_test"
+    if shutil.which("aarch64-linux-gnu-gcc") is not None:
+        compiler = ["aarch64-linux-gnu-gcc"]
+    elif importlib.util.find_spec("ziglang") is not None:
+        compiler = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl"]
+    else:
+        pytest.skip("no compiler for 64-bit ARM (the Python package ziglang has one)")
+    run(
+        [
+            *compiler,
+            "-static",
+            "-O2",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            f"-I{ENGINE / 'include'}",
+            str(HERE / "engine_test.c"),
+            *sources(),
+            "-o",
+            str(target),
+            "-lm",
+            "-lpthread",
+        ]
+    )
+    return [emulator, str(target)]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode[0])
+def test_neon(neon_program: list[str], mode: tuple[str, ...]) -> None:
+    assert "isa=neon " in run([*neon_program, *mode])
+
+
+@pytest.mark.parametrize("processor", ["core2duo", "Nehalem", "Haswell"])
+def test_older_processors(gcc: str, processor: str, tmp_path: Path) -> None:
+    emulator = shutil.which("qemu-x86_64")
+    if emulator is None:
+        pytest.skip("qemu-x86_64 is not installed (Debian: qemu-user)")
+    program = compile_test(gcc, tmp_path / "engine_test", "-O3")
+    expected = "avx2" if processor == "Haswell" else "generic"
+    for mode in MODES[:3]:
+        assert f"isa={expected} " in run([emulator, "-cpu", processor, str(program), *mode])
