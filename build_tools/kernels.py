@@ -32,6 +32,7 @@ INTERMEDIATES = ("fp32", "fp16")
 LENGTHS = (128, 256, 512, 1024, 1124, 2048, 4096, 4196, 8192, 16384)
 VARIANTS = ("upstream", "plain")
 CALL = "event.async_copy("
+PLAIN_EVENT = ROOT / "swift_pkg" / "overlay" / "Sources" / "PlainSimdgroupEvent.swift"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,6 +132,7 @@ def source_record(lock: locks.Lock, found: list[Found]) -> dict[str, Any]:
     return {
         "commits": {repo.path or lock.name: repo.commit for repo in lock.repositories},
         "head_dim": kernels.HEAD_DIM,
+        "plain_event": files.sha256(kernels.PLAIN_EVENT),
         "scale": kernels.SCALE,
         "sources": [
             {

@@ -17,6 +17,7 @@ from build_tools import files, metal, overlay, symbols, toolchain
 from build_tools import lock as locks
 from build_tools.errors import BuildError, OverlayError, ToolchainError
 from build_tools.source import ROOT
+from tests.upstream.servers import tiny_disk
 from tests.upstream.upstream import HEADER, SUBMODULE, miniature_tree, write_overlay
 
 if TYPE_CHECKING:
@@ -228,6 +229,11 @@ def test_a_damaged_result_is_built_anew_with_the_same_bytes(
     """Another umask, time zone and locale, and a cold cache: the same library."""
     expected = built.manifest
     built.library.write_bytes(b"damaged")
+    # What a run that was killed leaves.
+    stale = request_for.work / f".{built.folder.name}.abcdef"
+    for folder in (stale / "stage", request_for.canonical / "source" / "Sources"):
+        folder.mkdir(parents=True)
+        (folder / "left.swift").write_text("not Swift", encoding="utf-8")
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
     old = os.umask(0o077)
@@ -237,6 +243,7 @@ def test_a_damaged_result_is_built_anew_with_the_same_bytes(
         os.umask(old)
     assert again.manifest == expected
     assert files.sha256(again.library) == expected["library"]["sha256"]
+    assert not stale.exists()
 
 
 def test_the_command(
@@ -282,6 +289,16 @@ def test_a_compiler_error_shows_the_compilers_own_line(
     assert "cannot convert value of type 'String' to specified type 'Int'" in str(caught.value)
     assert str(log) in str(caught.value)
     nothing_left(request_for, before)
+
+
+def test_a_full_disk(built: metal.Built, request_for: metal.Request, log: Path) -> None:
+    small = request_for.work.parent / "small"
+    with tiny_disk(small, "300k"):
+        full = replace(request_for, canonical=small / "canonical", options=("-v",))
+        before = {p.name for p in request_for.work.iterdir() if not p.name.endswith(".lock")}
+        with pytest.raises(BuildError, match="No space left on device"):
+            metal.build(full, log=log)
+        nothing_left(full, before)
 
 
 def test_an_overlay_that_does_not_fit_builds_nothing(

@@ -13,6 +13,7 @@ from build_tools import files
 from build_tools import lock as locks
 from build_tools.commands.typecheck import compare
 from build_tools.errors import BuildError
+from build_tools.kernels import PLAIN_EVENT
 from build_tools.source import ROOT
 from tests.upstream.upstream import write_overlay
 
@@ -40,13 +41,21 @@ def test_the_overlay_passes_its_own_tests(swift: str, apple: Standins, tmp_path:
     assert "no Metal library" not in done.stdout, lines
 
 
-def test_the_miniature(apple: Standins, upstream: Upstream, tools: Tools, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a work folder that the runs share, so that the stand-ins are built once."""
+    return tmp_path_factory.mktemp("typecheck")
+
+
+def test_the_miniature(
+    apple: Standins, upstream: Upstream, tools: Tools, tmp_path: Path, work: Path
+) -> None:
     arguments = (
         "typecheck",
         "--lock", upstream.write_lock(tmp_path / "lock.toml"),
         "--overlay", write_overlay(tmp_path / "overlay"),
         "--cache", tmp_path / "cache",
-        "--work", tmp_path / "work",
+        "--work", work,
         "--sources", tmp_path / "sources.json",
     )  # fmt: skip
     told = tools.run(*arguments, "--write")
@@ -69,7 +78,7 @@ def test_keys_that_are_not_the_recorded_ones(tmp_path: Path) -> None:
 
 
 def test_an_edit_that_does_not_fit_its_surroundings(
-    apple: Standins, upstream: Upstream, tools: Tools, tmp_path: Path
+    apple: Standins, upstream: Upstream, tools: Tools, tmp_path: Path, work: Path
 ) -> None:
     folder = write_overlay(tmp_path / "overlay")
     data = folder / "overlay.toml"
@@ -80,7 +89,7 @@ def test_an_edit_that_does_not_fit_its_surroundings(
     )
     told = tools.run(
         "typecheck", "--lock", upstream.write_lock(tmp_path / "lock.toml"),
-        "--overlay", folder, "--cache", tmp_path / "cache", "--work", tmp_path / "work",
+        "--overlay", folder, "--cache", tmp_path / "cache", "--work", work,
         "--no-kernels", status=1,
     )  # fmt: skip
     assert "incorrect argument label" in told.stderr
@@ -100,4 +109,6 @@ def test_the_recorded_keys_belong_to_the_pin() -> None:
     lock = locks.load()
     pinned = {repo.path or lock.name: repo.commit for repo in lock.repositories}
     assert record["commits"] == pinned
+    # Whoever changes the plain variant records its keys anew (`typecheck --write`).
+    assert record["plain_event"] == files.sha256(PLAIN_EVENT)
     assert len({entry["key"] for entry in record["sources"]}) == len(record["sources"]) == 32
