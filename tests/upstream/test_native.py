@@ -50,7 +50,6 @@ def request_for(
 
 @pytest.fixture(scope="session")
 def built(request_for: metal.Request) -> metal.Built:
-    UNREPAIRED.unlink(missing_ok=True)
     return metal.build(request_for, log=request_for.work.parent / "build.log")
 
 
@@ -162,17 +161,17 @@ def test_a_pack_beside_the_library_is_found(
     assert (found["code"], found["origins"][0]["origin"]) == (0, "pack")
 
 
-def test_nothing_is_written_to_a_fixed_name(
-    built: metal.Built, apple: Standins, tmp_path: Path
+def test_without_the_repairs_the_stand_in_shows_the_defects(
+    built: metal.Built, swift: str, apple: Standins, tmp_path: Path
 ) -> None:
+    """That the tests above can fail: the unrepaired library fails each of them.
+
+    G is tested here alone, with the unrepaired library after the repaired one: the file has a name
+    that all test workers share.
+    """
+    UNREPAIRED.unlink(missing_ok=True)
     assert answer(built.library, apple, tmp_path)["code"] == 0
     assert not UNREPAIRED.exists()
-
-
-def test_without_the_repairs_the_stand_in_shows_the_defects(
-    swift: str, apple: Standins, tmp_path: Path
-) -> None:
-    """That the tests above can fail: the unrepaired library fails each of them."""
     tree = miniature_tree(tmp_path / "tree")
     subprocess.run(
         [swift, "build", "-c", "release", "--package-path", str(tree), "-j", "2",
