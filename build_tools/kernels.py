@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from build_tools import process
@@ -22,6 +19,8 @@ from build_tools.errors import BuildError
 from build_tools.source import ROOT
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from build_tools.standins import Standins
 
 HEADS, HEAD_DIM = 24, 128
@@ -31,8 +30,9 @@ INPUTS = ("bf16", "fp16")
 # The library knows two classes: "fp32", and anything else.
 INTERMEDIATES = ("fp32", "fp16")
 LENGTHS = (128, 256, 512, 1024, 1124, 2048, 4096, 4196, 8192, 16384)
-WORKERS = 2
+VARIANTS = ("upstream", "plain")
 CALL = "event.async_copy("
+PLAIN_EVENT = ROOT / "swift_pkg" / "overlay" / "Sources" / "PlainSimdgroupEvent.swift"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,62 +88,77 @@ class Claim:
 
 
 class Generator:
-    """Runs cases against one built library, one child process each."""
+    """Runs cases against one built library, each in a process of its own."""
 
     def __init__(self, library: Path, standins: Standins) -> None:
         self._library = library
         self._standins = standins
 
     def generate(self, case: Case) -> Generated:
-        """Return the source that ``case`` has compiled.
+        """Return the source that ``case`` has compiled; see `generate_all`."""
+        return self.generate_all([case])[0]
+
+    def generate_all(self, cases: list[Case]) -> list[Generated]:
+        """Return the sources that ``cases`` have compiled, in their order.
 
         Raises:
-            BuildError: The library refused the call, or compiled other than one attention source.
+            BuildError: The library ended its process, refused a call, or compiled other than one
+                source for it.
 
         """
-        with tempfile.TemporaryDirectory() as folder:
-            answer = self._encode(case, Path(folder))
-            sources = [
-                path.read_text(encoding="utf-8") for path in sorted(Path(folder).glob("*.metal"))
-            ]
-        if answer["code"] != 0 or len(sources) != 1 or len(answer["origins"]) != 1:
-            msg = f"{case}: error code {answer['code']}, {len(sources)} sources, {answer}"
-            raise BuildError(msg)
-        return Generated(case=case, key=answer["origins"][0]["key"], source=sources[0])
+        found = []
+        for case, answer in zip(cases, self._encode(cases), strict=True):
+            sources, origins = answer.get("sources", []), answer.get("origins", [])
+            if answer.get("code") != 0 or len(sources) != 1 or len(origins) != 1:
+                told = {name: value for name, value in answer.items() if name != "sources"}
+                msg = f"{case}: {len(sources)} sources, {told}"
+                raise BuildError(msg)
+            found.append(Generated(case=case, key=origins[0]["key"], source=sources[0]))
+        return found
 
-    def _encode(self, case: Case, record: Path) -> dict[str, Any]:
-        request = {
-            "heads": case.heads, "head_dim": case.head_dim, "length_q": case.length_q,
-            "length_kv": case.length_kv, "scale": case.scale, "causal": case.causal,
-            "input": case.input, "intermediate": case.intermediate,
-        }  # fmt: skip
-        env = os.environ | {
-            "METAL_STANDIN_FAMILY": str(case.family),
-            "METAL_STANDIN_RECORD": str(record),
-            "QWEN_MFA_SHADER_VARIANT": case.variant,
-            "QWEN_MFA_CACHE_DIR": str(record / "cache"),
-        }
-        command = [
-            sys.executable, "-m", "build_tools.standin_driver",
-            str(self._library), str(self._standins.library), json.dumps(request),
-        ]  # fmt: skip
-        done = subprocess.run(
-            command, env=env, cwd=ROOT, check=False, capture_output=True, text=True, timeout=120
-        )
-        lines = done.stdout.splitlines()
-        if done.returncode != 0 or not lines:
-            msg = f"{case}: the library ended the process ({done.returncode}):\n{done.stderr}"
+    def _encode(self, cases: list[Case]) -> list[dict[str, Any]]:
+        with tempfile.TemporaryDirectory() as empty:
+            requests = [_request(case, cache=empty) for case in cases]
+            done = subprocess.run(
+                [
+                    sys.executable, "-m", "build_tools.standin_driver",
+                    str(self._library), str(self._standins.library),
+                ],
+                cwd=ROOT, input=json.dumps(requests), check=False, capture_output=True, text=True,
+                timeout=600,
+            )  # fmt: skip
+        # The library prints on failure, too; our answers are the lines that are objects.
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        if done.returncode != 0 or len(lines) != len(cases):
+            msg = f"the stand-in driver failed ({done.returncode}):\n{done.stderr[-4000:]}"
             raise BuildError(msg)
-        # The library itself prints on failure; our answer is the last line.
-        answer: dict[str, Any] = json.loads(lines[-1])
-        return answer
+        return [json.loads(line) for line in lines]
+
+
+def _request(case: Case, *, cache: str) -> dict[str, Any]:
+    env = {
+        "METAL_STANDIN_FAMILY": str(case.family),
+        "QWEN_MFA_SHADER_VARIANT": case.variant,
+        "QWEN_MFA_CACHE_DIR": cache,
+    }
+    return {**asdict(case), "env": env}
 
 
 def classes(generator: Generator) -> list[Found]:
     """Return every distinct attention source, both variants, with the lengths that lead to it."""
-    with ThreadPoolExecutor(WORKERS) as pool:
-        groups = pool.map(lambda case: _of_class(generator, case), _class_cases())
-        return [found for group in groups for found in group]
+    cases = [
+        replace(case, length_q=length, length_kv=length, variant=variant)
+        for case in _class_cases()
+        for length in LENGTHS
+        for variant in VARIANTS
+    ]
+    by_key: dict[str, list[Generated]] = {}
+    for item in generator.generate_all(cases):
+        by_key.setdefault(item.key, []).append(item)
+    return [
+        Found(item=items[0], lengths=tuple(item.case.length_q for item in items))
+        for items in by_key.values()
+    ]
 
 
 def _class_cases() -> list[Case]:
@@ -153,19 +168,6 @@ def _class_cases() -> list[Case]:
         for kind in INPUTS
         for inner in INTERMEDIATES
     ]
-
-
-def _of_class(generator: Generator, case: Case) -> list[Found]:
-    by_key: dict[str, list[Generated]] = {}
-    for length in LENGTHS:
-        item = generator.generate(replace(case, length_q=length, length_kv=length))
-        by_key.setdefault(item.key, []).append(item)
-    found = []
-    for items in by_key.values():
-        lengths = tuple(item.case.length_q for item in items)
-        plain = generator.generate(replace(items[0].case, variant="plain"))
-        found += [Found(item=items[0], lengths=lengths), Found(item=plain, lengths=lengths)]
-    return found
 
 
 def check_claims(generator: Generator, found: list[Found], *, work: Path) -> list[Claim]:

@@ -96,7 +96,14 @@ def build(request: Request, *, log: Path, remotes: Remotes | None = None) -> Bui
             say(f"native library {target.name}: cached")
             return built
         files.remove_tree(target)
-        _build(request, tree, tools, inputs, target, log=log)
+        try:
+            _build(request, tree, tools, inputs, target, log=log)
+        except OSError as error:
+            msg = (
+                f"the library could not be built in {request.canonical} for {request.work}: "
+                f"{error}. Free some room, or choose other folders (--build-root, --work)."
+            )
+            raise BuildError(msg) from error
     built = _cached(target)
     if built is None:
         msg = f"{target} was changed while it was written; run the build again"

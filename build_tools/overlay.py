@@ -51,10 +51,14 @@ class Embed:
 
 @dataclass(frozen=True, kw_only=True)
 class Copy:
-    """A file or folder of ours and where it goes."""
+    """A file or folder of ours and where it goes.
+
+    A file may take the place of an upstream one, whose hash is then ``replaces``.
+    """
 
     origin: str
     to: str
+    replaces: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +86,10 @@ def load(folder: Path) -> Overlay:
             raise OverlayError(msg)
         return Overlay(
             folder=folder,
-            copies=tuple(Copy(origin=c["from"], to=c["to"]) for c in data.get("copy", [])),
+            copies=tuple(
+                Copy(origin=c["from"], to=c["to"], replaces=c.get("replaces"))
+                for c in data.get("copy", [])
+            ),
             embeds=tuple(Embed(**e) for e in data.get("embed", [])),
             edits=tuple(_edit(e) for e in data.get("edit", [])),
         )
@@ -134,10 +141,11 @@ def misfits(overlay: Overlay, root: Path) -> list[str]:
         for name, _, actual in _hashed(overlay, root)
         if actual == "missing"
     ]
+    meant = {copy.to for copy in overlay.copies if copy.replaces is not None}
     taken = [
         f"{to}: upstream has a file of that name"
         for to in [*own_files(overlay), *(embed.to for embed in overlay.embeds)]
-        if (root / to).exists()
+        if to not in meant and (root / to).exists()
     ]
     anchors = [
         line
@@ -183,6 +191,9 @@ def accept(overlay: Overlay, root: Path) -> None:
         table["sha256"] = files.sha256(root / table["file"])
     for table in document.get("embed", []):
         table["sha256"] = files.sha256(root / table["source"])
+    for table in document.get("copy", []):
+        if "replaces" in table:
+            table["replaces"] = files.sha256(root / table["to"])
     files.write_text(path, tomlkit.dumps(document))
 
 
@@ -215,6 +226,7 @@ def _edited(edit: Edit, text: str) -> tuple[str, list[str]]:
 def _hashed(overlay: Overlay, root: Path) -> Iterator[tuple[str, str, str]]:
     expected = [(e.file, e.sha256) for e in overlay.edits]
     expected += [(e.source, e.sha256) for e in overlay.embeds]
+    expected += [(c.to, c.replaces) for c in overlay.copies if c.replaces is not None]
     for name, wanted in expected:
         path = root / name
         yield name, wanted, files.sha256(path) if path.is_file() else "missing"

@@ -1,16 +1,20 @@
-"""One attention call into a library that is linked with the stand-in Metal. Run as a child process.
+"""Attention calls into a library that is linked with the stand-in Metal. Run as a child process.
 
-``python -m build_tools.standin_driver LIBRARY STANDINS REQUEST`` encodes the request (JSON) as the
-run time would, and prints JSON: the library's error code, the dispatches, and the shader origins.
-It is a process of its own because the stand-in's device, like Metal's, is chosen once, and because
-it aborts where Metal aborts.
+``python -m build_tools.standin_driver LIBRARY STANDINS`` reads a JSON list of requests, encodes
+each as the run time would, and prints a line of JSON for each: its error code, the dispatches,
+the shader origins, and the sources that the device was given; or the signal that ended it. Each
+request is a process of its own because the stand-in's device, like Metal's, is chosen once, and
+because it aborts where Metal aborts.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 STRIDES = ctypes.c_int64 * 4
@@ -62,6 +66,33 @@ def origins(library: ctypes.CDLL) -> bytes:
     return buffer.value
 
 
+def encode_apart(
+    library: ctypes.CDLL, standins: ctypes.CDLL, request: dict[str, Any]
+) -> dict[str, Any]:
+    """Encode ``request`` in a fork; ``request["env"]`` is what its device and library see."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer, record = Path(folder, "answer.json"), Path(folder, "record")
+        record.mkdir()
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.environ.update({"METAL_STANDIN_RECORD": str(record), **request.get("env", {})})
+                answer.write_text(json.dumps(encode(library, standins, request)))
+                status = 0
+            finally:
+                # Nothing of the parent's is to be cleaned up here.
+                os._exit(status)
+        status = os.waitpid(child, 0)[1]
+        if status != 0:
+            return {"signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0}
+        sources = [path.read_text(encoding="utf-8") for path in sorted(record.glob("*.metal"))]
+        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+        return {**found, "sources": sources}
+
+
 if __name__ == "__main__":
-    answer = encode(ctypes.CDLL(sys.argv[1]), ctypes.CDLL(sys.argv[2]), json.loads(sys.argv[3]))
-    sys.stdout.write(json.dumps(answer) + "\n")
+    loaded = ctypes.CDLL(sys.argv[1]), ctypes.CDLL(sys.argv[2])
+    for each in json.loads(sys.stdin.read()):
+        # Before the next fork, or the child would print it again.
+        print(json.dumps(encode_apart(*loaded, each)), flush=True)  # noqa: T201 - the answer

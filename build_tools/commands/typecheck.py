@@ -70,7 +70,13 @@ def run(args: argparse.Namespace) -> int:
         found = kernels.classes(generator)
         claims = kernels.check_claims(generator, found, work=work)
     _print(found, claims)
-    _compare(args, lock, found)
+    record = source_record(lock, found)
+    if args.write:
+        files.write_json(args.sources, record)
+        say(f"wrote {args.sources}")
+    else:
+        compare(args.sources, record)
+        say(f"the keys are those in {args.sources}")
     failed = [claim for claim in claims if not claim.holds]
     if failed:
         msg = "what we rely on does not hold: " + "; ".join(
@@ -101,30 +107,32 @@ def _print(found: list[Found], claims: list[Claim]) -> None:
         stdout.print(f"{mark}: {claim.text} ({claim.detail})", markup=False)
 
 
-def _compare(args: argparse.Namespace, lock: locks.Lock, found: list[Found]) -> None:
-    record = _record(lock, found)
-    if args.write:
-        files.write_json(args.sources, record)
-        say(f"wrote {args.sources}")
-        return
+def compare(path: Path, record: dict[str, Any]) -> None:
+    """Hold the keys that were found against the recorded ones.
+
+    Raises:
+        BuildError: They differ, or there is no record.
+
+    """
     try:
-        recorded = json.loads(args.sources.read_text(encoding="utf-8"))
+        recorded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        msg = f"the recorded keys {args.sources} cannot be read ({error}); record them: --write"
+        msg = f"the recorded keys {path} cannot be read ({error}); record them: --write"
         raise BuildError(msg) from error
     if recorded != record:
         msg = (
-            f"the Metal sources are not those that {args.sources} records, so shader packs made "
-            "for those would miss. If the change is meant, record it with --write."
+            f"the Metal sources are not those that {path} records, so shader packs made for "
+            "those would miss. If the change is meant, record it with --write."
         )
         raise BuildError(msg)
-    say(f"the keys are those in {args.sources}")
 
 
-def _record(lock: locks.Lock, found: list[Found]) -> dict[str, Any]:
+def source_record(lock: locks.Lock, found: list[Found]) -> dict[str, Any]:
+    """Return what is recorded of the sources: hashes, nothing of their text."""
     return {
         "commits": {repo.path or lock.name: repo.commit for repo in lock.repositories},
         "head_dim": kernels.HEAD_DIM,
+        "plain_event": files.sha256(kernels.PLAIN_EVENT),
         "scale": kernels.SCALE,
         "sources": [
             {

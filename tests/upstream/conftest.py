@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 from build_tools import standins
 from build_tools.source import ROOT
@@ -62,11 +63,13 @@ def swift() -> str:
 
 @pytest.fixture(scope="session")
 def apple(swift: str, tmp_path_factory: pytest.TempPathFactory) -> Standins:
-    """Return the stand-in Apple modules, built."""
+    """Return the stand-in Apple modules, built once for all test workers."""
     if sys.platform != "linux":
         pytest.skip("the stand-ins replace Apple's modules where there are none")
-    folder = tmp_path_factory.mktemp("standins")
-    return standins.build(folder / "build", log=folder / "log")
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(shared / "standins.lock"):
+        return standins.build(shared / "standins", log=shared / "standins.log")
 
 
 class Tools:

@@ -1,4 +1,4 @@
-"""Servers on loopback that tests start and stop: a git daemon, and proxies that misbehave."""
+"""What tests start and stop: a git daemon, proxies that misbehave, a disk that is soon full."""
 
 from __future__ import annotations
 
@@ -11,13 +11,34 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
 
     from typing_extensions import Self
 
 HOST = "127.0.0.1"
+
+
+@contextlib.contextmanager
+def tiny_disk(folder: Path, size: str = "600k") -> Iterator[None]:
+    """Mount a tmpfs of ``size`` at ``folder``; skip the test where that is not allowed."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a tiny tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def free_port() -> int:

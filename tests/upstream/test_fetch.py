@@ -15,7 +15,7 @@ from build_tools import source
 from build_tools.errors import LockError, SourceError
 from build_tools.remotes import Remotes
 from build_tools.source import ROOT
-from tests.upstream.servers import HOST, GitServer, Proxy, free_port
+from tests.upstream.servers import HOST, GitServer, Proxy, free_port, tiny_disk
 from tests.upstream.upstream import SUBMODULE, git
 
 if TYPE_CHECKING:
@@ -366,21 +366,10 @@ def test_two_runs_at_once(upstream: Upstream, tmp_path: Path, cache: Path, tools
     assert not list(cache.glob("sources/.*/"))
 
 
-def test_a_full_disk(upstream: Upstream, tmp_path: Path, log: Path, tools: Tools) -> None:
+def test_a_full_disk(upstream: Upstream, tmp_path: Path, tools: Tools) -> None:
     small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a tiny tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    try:
+    with tiny_disk(small):
         lock = upstream.write_lock(tmp_path / "lock")
         done = tools.run("fetch", "--lock", lock, "--cache", small, status=1)
         assert "No space left on device" in done.stderr
         assert_nothing_left(small)
-    finally:
-        subprocess.run(["umount", str(small)], check=True)

@@ -17,14 +17,13 @@ from build_tools import files, metal, overlay, symbols, toolchain
 from build_tools import lock as locks
 from build_tools.errors import BuildError, OverlayError, ToolchainError
 from build_tools.source import ROOT
-from tests.upstream.upstream import SUBMODULE, miniature_tree, write_overlay
+from tests.upstream.servers import tiny_disk
+from tests.upstream.upstream import HEADER, SUBMODULE, miniature_tree, write_overlay
 
 if TYPE_CHECKING:
     from build_tools.standins import Standins
     from tests.upstream.conftest import Tools
     from tests.upstream.upstream import Upstream
-
-pytestmark = pytest.mark.xdist_group("upstream-builds")
 
 REQUEST = {
     "heads": 1, "head_dim": 64, "length_q": 16, "length_kv": 16, "scale": 0.125, "causal": False,
@@ -51,26 +50,20 @@ def request_for(
 
 @pytest.fixture(scope="session")
 def built(request_for: metal.Request) -> metal.Built:
-    UNREPAIRED.unlink(missing_ok=True)
     return metal.build(request_for, log=request_for.work.parent / "build.log")
 
 
-def encode(library: Path, apple: Standins, **env: str) -> subprocess.CompletedProcess[str]:
-    """Encode one attention call in a child process, with a stand-in device."""
-    return subprocess.run(
-        [
-            sys.executable, "-m", "build_tools.standin_driver",
-            str(library), str(apple.library), json.dumps(REQUEST),
-        ],
-        cwd=ROOT, env=os.environ | env, check=False, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-
-
 def answer(library: Path, apple: Standins, cache: Path, **env: str) -> dict[str, Any]:
-    done = encode(library, apple, QWEN_MFA_CACHE_DIR=str(cache), **env)
+    """Encode one attention call in a process of its own, with a stand-in device."""
+    request = {**REQUEST, "env": {"QWEN_MFA_CACHE_DIR": str(cache), **env}}
+    done = subprocess.run(
+        [sys.executable, "-m", "build_tools.standin_driver", str(library), str(apple.library)],
+        cwd=ROOT, input=json.dumps([request]), check=False, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return {**found, "stderr": done.stderr}
 
 
 # The result
@@ -120,11 +113,9 @@ def test_a_header_with_more_functions_is_an_error(built: metal.Built, tmp_path: 
 
 
 def test_the_header_is_in_the_library(built: metal.Built, apple: Standins, tmp_path: Path) -> None:
-    record = tmp_path / "record"
-    record.mkdir()
-    found = answer(built.library, apple, tmp_path, METAL_STANDIN_RECORD=str(record))
+    found = answer(built.library, apple, tmp_path)
     assert (found["code"], found["dispatches"]) == (0, 1)
-    (text,) = [path.read_text(encoding="utf-8") for path in record.iterdir()]
+    (text,) = found["sources"]
     header = Path(__file__).parent / "miniature/sub/Sources/FlashAttention/GEMM/GEMMBFloatTypes.h"
     assert header.read_text(encoding="utf-8") in text
     assert '#include "' not in text
@@ -170,15 +161,17 @@ def test_a_pack_beside_the_library_is_found(
     assert (found["code"], found["origins"][0]["origin"]) == (0, "pack")
 
 
-def test_nothing_is_written_to_a_fixed_name(built: metal.Built, apple: Standins) -> None:
-    assert encode(built.library, apple).returncode == 0
-    assert not UNREPAIRED.exists()
-
-
 def test_without_the_repairs_the_stand_in_shows_the_defects(
-    swift: str, apple: Standins, tmp_path: Path
+    built: metal.Built, swift: str, apple: Standins, tmp_path: Path
 ) -> None:
-    """That the tests above can fail: the unrepaired library fails each of them."""
+    """That the tests above can fail: the unrepaired library fails each of them.
+
+    G is tested here alone, with the unrepaired library after the repaired one: the file has a name
+    that all test workers share.
+    """
+    UNREPAIRED.unlink(missing_ok=True)
+    assert answer(built.library, apple, tmp_path)["code"] == 0
+    assert not UNREPAIRED.exists()
     tree = miniature_tree(tmp_path / "tree")
     subprocess.run(
         [swift, "build", "-c", "release", "--package-path", str(tree), "-j", "2",
@@ -186,12 +179,13 @@ def test_without_the_repairs_the_stand_in_shows_the_defects(
         check=True, capture_output=True,
     )  # fmt: skip
     library = tree / ".build" / "release" / "libMFAFFI.so"
-    assert "mfa_shader_origins" not in symbols.exported(library)
+    with pytest.raises(BuildError, match="mfa_shader_origins"):
+        symbols.check(library, tree / HEADER)
     # C, then B: a rejected source ends the process, because the encoder is open (and A and G).
     (tree / SUBMODULE / "Sources/FlashAttention/GEMM/GEMMBFloatTypes.h").unlink()
-    done = encode(library, apple)
-    assert done.returncode < 0
-    assert "released without endEncoding" in done.stderr
+    found = answer(library, apple, tmp_path)
+    assert found["signal"] != 0
+    assert "released without endEncoding" in found["stderr"]
     assert '#include "GEMMBFloatTypes.h"' in UNREPAIRED.read_text(encoding="utf-8")
     UNREPAIRED.unlink()
 
@@ -234,6 +228,11 @@ def test_a_damaged_result_is_built_anew_with_the_same_bytes(
     """Another umask, time zone and locale, and a cold cache: the same library."""
     expected = built.manifest
     built.library.write_bytes(b"damaged")
+    # What a run that was killed leaves.
+    stale = request_for.work / f".{built.folder.name}.abcdef"
+    for folder in (stale / "stage", request_for.canonical / "source" / "Sources"):
+        folder.mkdir(parents=True)
+        (folder / "left.swift").write_text("not Swift", encoding="utf-8")
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
     old = os.umask(0o077)
@@ -243,6 +242,7 @@ def test_a_damaged_result_is_built_anew_with_the_same_bytes(
         os.umask(old)
     assert again.manifest == expected
     assert files.sha256(again.library) == expected["library"]["sha256"]
+    assert not stale.exists()
 
 
 def test_the_command(
@@ -288,6 +288,16 @@ def test_a_compiler_error_shows_the_compilers_own_line(
     assert "cannot convert value of type 'String' to specified type 'Int'" in str(caught.value)
     assert str(log) in str(caught.value)
     nothing_left(request_for, before)
+
+
+def test_a_full_disk(built: metal.Built, request_for: metal.Request, log: Path) -> None:
+    small = request_for.work.parent / "small"
+    with tiny_disk(small, "300k"):
+        full = replace(request_for, canonical=small / "canonical", options=("-v",))
+        before = {p.name for p in request_for.work.iterdir() if not p.name.endswith(".lock")}
+        with pytest.raises(BuildError, match="No space left on device"):
+            metal.build(full, log=log)
+        nothing_left(full, before)
 
 
 def test_an_overlay_that_does_not_fit_builds_nothing(

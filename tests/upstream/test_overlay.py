@@ -84,6 +84,17 @@ def test_a_name_that_upstream_took(repairs: Path, tree: Path) -> None:
     assert "upstream has a file of that name" in refused(repairs, tree)
 
 
+def test_a_file_that_takes_the_place_of_an_upstream_one(repairs: Path, tree: Path) -> None:
+    place = f"{SUBMODULE}/Sources/FlashAttention/GEMM/Quantized.metal"
+    (repairs / "ours.metal").write_text("// ours\n", encoding="utf-8")
+    with (repairs / "overlay.toml").open("a", encoding="utf-8") as stream:
+        stream.write(f'\n[[copy]]\nfrom = "ours.metal"\nto = "{place}"\nreplaces = ""\n')
+    assert f"{place}: its SHA-256 is {files.sha256(tree / place)}" in refused(repairs, tree)
+    overlay.accept(overlay.load(repairs), tree)
+    overlay.apply(overlay.load(repairs), tree)
+    assert (tree / place).read_text(encoding="utf-8") == "// ours\n"
+
+
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
