@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import lief
 import pytest
+from repairwheel.macos import machotools
 
 from build_tools.__main__ import main
 from build_tools.audit.auditor import audit
@@ -265,3 +266,25 @@ def test_bad_command_lines(
     assert main(["relocate", *(word.format(**folders) for word in arguments)]) == 1
     assert message in capsys.readouterr().err
     assert not folders["out"].exists() or not list(folders["out"].iterdir()), "no partial output"
+
+
+# ---------------------------------------------------------------- a third opinion
+
+
+def test_repairwheel_leaves_the_same_load_commands(tmp_path: Path) -> None:
+    data = engine()
+    ours = relocate(data, filename=NAME, companions=frozenset({INNER}), route="python")
+    path = tmp_path / NAME
+    path.write_bytes(data)
+    machotools.set_install_id(str(path), f"@loader_path/{NAME}")
+    machotools.set_install_name(str(path), f"@rpath/{INNER}", f"@loader_path/{INNER}")
+    machotools._delete_rpaths(str(path), [each for each in SWIFTPM_RPATHS if each not in KEPT])
+    (mine,), (theirs,) = macho.read(ours), macho.read(path.read_bytes())
+    assert [(c.kind, c.size) for c in mine.commands] == [(c.kind, c.size) for c in theirs.commands]
+    for field in ("install_name", "dependencies", "rpaths", "minimum_os", "exports"):
+        assert getattr(mine, field) == getattr(theirs, field), field
+    # Its signature is laid out as Apple's codesign does it, with requirements in a special slot.
+    verdict = signature.verify(theirs)
+    assert verdict is not None
+    assert verdict.problems == ()
+    assert verdict.kind == "ad hoc"
