@@ -19,7 +19,7 @@ from build_tools.audit.policy import declared_functions, parse
 from build_tools.binaries import macho, signature
 from build_tools.relocate.adhoc import sign
 from build_tools.relocate.errors import RelocationError
-from build_tools.relocate.macho import relocate
+from build_tools.relocate.macho import embed, platform_tag, relocate
 from build_tools.relocate.system_tools import edit_by_tool
 from tests.audit.makers import (
     MAC_TAG,
@@ -288,3 +288,26 @@ def test_repairwheel_leaves_the_same_load_commands(tmp_path: Path) -> None:
     assert verdict is not None
     assert verdict.problems == ()
     assert verdict.kind == "ad hoc"
+
+
+def test_embedding_replaces_the_file_as_a_whole(tmp_path: Path) -> None:
+    library = tmp_path / "libdemo.dylib"
+    data = dylib(rpaths=SWIFTPM_RPATHS)
+    library.write_bytes(universal(dylib(architecture="x86_64"), data))
+    embed(library, minimum_os=(15, 0))
+    assert library.read_bytes() == relocate(data, filename=library.name, route="python")
+    assert library.stat().st_mode & 0o777 == 0o755
+    assert platform_tag(library) == "macosx_15_0_arm64"
+    before = library.read_bytes()
+    with pytest.raises(RelocationError, match="the wheel's tag admits 14"):
+        embed(library, minimum_os=(14, 0))
+    assert library.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [library]
+
+
+@pytest.mark.parametrize(("minimum", "tag"), [("11.0", "11_0"), ("13.3", "14_0")])
+def test_the_lowest_tag(minimum: str, tag: str, tmp_path: Path) -> None:
+    library = tmp_path / "libdemo.dylib"
+    library.write_bytes(dylib(minimum=minimum))
+    embed(library)
+    assert platform_tag(library) == f"macosx_{tag}_arm64"
