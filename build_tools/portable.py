@@ -190,7 +190,7 @@ def _swift_flags(package: str) -> list[str]:
     return [
         *("-c", "release", "--product", "MFAFFI", "-debug-info-format", "none"),
         *("-Xcc", "-g0", "-Xcc", f"-ffile-prefix-map={package}=."),
-        *(linux if SYSTEM == "linux" else []),
+        *(linux if SYSTEM == "linux" else ["-Xlinker", "-headerpad_max_install_names"]),
     ]
 
 
@@ -212,7 +212,7 @@ def _swift_build(temporary: Path, library: Path, log: Path, detail: Callable[[st
 
 def _cc_flags(package: str) -> list[str]:
     link = (
-        ["-dynamiclib", "-Wl,-install_name,@rpath/" + LIBRARY]
+        ["-dynamiclib", f"-Wl,-install_name,@rpath/{LIBRARY}", "-Wl,-headerpad_max_install_names"]
         if SYSTEM == "darwin"
         else [
             "-shared",
