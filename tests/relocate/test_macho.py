@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import lief
 import pytest
-from repairwheel.macos import machotools
 
 from build_tools.__main__ import main
 from build_tools.audit.auditor import audit
@@ -272,6 +271,9 @@ def test_bad_command_lines(
 
 
 def test_repairwheel_leaves_the_same_load_commands(tmp_path: Path) -> None:
+    machotools = pytest.importorskip(
+        "repairwheel.macos.machotools", reason="repairwheel 0.8 is for Python 3.11 and later"
+    )
     data = engine()
     ours = relocate(data, filename=NAME, companions=frozenset({INNER}), route="python")
     path = tmp_path / NAME
