@@ -10,6 +10,7 @@ from __future__ import annotations
 import calendar
 import json
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -22,6 +23,7 @@ from filelock import FileLock
 from build_tools import files, overlay, process, source, symbols, toolchain, typecheck
 from build_tools.console import say, step
 from build_tools.errors import BuildError, ToolError
+from build_tools.relocate import macho
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +39,12 @@ MANIFEST = "manifest.json"
 SCHEMA = 1
 # No debug information: it names folders, and nothing of it is shipped.
 FLAGS = ("-Xswiftc", "-gnone", "-Xcc", "-g0")
+# Room for relocation, and no name to the outside but the C interface's.
+MACOS_FLAGS = (
+    "-Xlinker", "-headerpad_max_install_names", "-Xlinker", "-exported_symbol",
+    "-Xlinker", "_mfa_*",
+)  # fmt: skip
+MINIMUM_OS = (15, 0)  # what upstream's Package.swift asks for, and the wheel's tag says
 PASSED_ON = ("PATH", "HOME", "TMPDIR", "DEVELOPER_DIR")
 SHOWN_ERRORS = 20
 
@@ -129,7 +137,11 @@ def _inputs(request: Request, tools: Toolchain) -> dict[str, Any]:
 
 
 def _flags(lock: Lock, options: Sequence[str]) -> list[str]:
-    return ["-c", "release", "--product", lock.product, *FLAGS, *options]
+    return ["-c", "release", "--product", lock.product, *FLAGS, *_platform_flags(), *options]
+
+
+def _platform_flags() -> tuple[str, ...]:
+    return MACOS_FLAGS if platform.system() == "Darwin" else ()
 
 
 def _determinism(lock: Lock) -> dict[str, str]:
@@ -163,6 +175,8 @@ def _build(
             _collect(request.lock, tree, products, stage)
             header = room / "source" / request.lock.header.path
             library = next(stage.glob(f"lib{request.lock.product}.*"))
+            if library.suffix == ".dylib":
+                macho.embed(library, minimum_os=MINIMUM_OS)
             promised = symbols.check(library, header)
         finally:
             files.remove_tree(room)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from build_tools.console import say, step
 from build_tools.errors import ToolError
 from build_tools.process import capture, run
-from build_tools.relocate import elf
+from build_tools.relocate import elf, macho
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -125,6 +125,8 @@ def build(*, work: Path | None = None, toolchain: str | None = None) -> Built | 
         compile_with(Path(temporary), library, log, detail)
         if SYSTEM == "linux":
             elf.relocate(library, log=log)
+        else:
+            macho.embed(library, architecture=platform.machine())
         built = Built(
             library=target / LIBRARY,
             built_by=_title(toolchain),
@@ -188,7 +190,7 @@ def _swift_flags(package: str) -> list[str]:
     return [
         *("-c", "release", "--product", "MFAFFI", "-debug-info-format", "none"),
         *("-Xcc", "-g0", "-Xcc", f"-ffile-prefix-map={package}=."),
-        *(linux if SYSTEM == "linux" else []),
+        *(linux if SYSTEM == "linux" else ["-Xlinker", "-headerpad_max_install_names"]),
     ]
 
 
@@ -210,7 +212,7 @@ def _swift_build(temporary: Path, library: Path, log: Path, detail: Callable[[st
 
 def _cc_flags(package: str) -> list[str]:
     link = (
-        ["-dynamiclib", "-Wl,-install_name,@rpath/" + LIBRARY]
+        ["-dynamiclib", f"-Wl,-install_name,@rpath/{LIBRARY}", "-Wl,-headerpad_max_install_names"]
         if SYSTEM == "darwin"
         else [
             "-shared",

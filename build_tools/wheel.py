@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sysconfig
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from setuptools.command.sdist import sdist
 
 from build_tools import canonical, portable, recipe, sbom
 from build_tools.audit.gate import require
-from build_tools.relocate import elf
+from build_tools.relocate import elf, macho
 
 if TYPE_CHECKING:
     from setuptools import Command
@@ -42,7 +41,7 @@ def platform_tag(built: portable.Built | None) -> str:
         return "any"
     if portable.SYSTEM == "linux":
         return elf.manylinux_tag(built.library)
-    return sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    return macho.platform_tag(built.library)
 
 
 def manifest(built: portable.Built, *, version: str) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+import tempfile
+from pathlib import Path
 
 from build_tools.binaries import macho, signature
 from build_tools.binaries.window import Malformed
@@ -11,12 +12,10 @@ from build_tools.relocate.adhoc import read_thin, sign
 from build_tools.relocate.edit import edit
 from build_tools.relocate.errors import RelocationError
 from build_tools.relocate.plan import plan
-from build_tools.relocate.system_tools import edit_by_tool
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from build_tools.relocate.system_tools import confirm_signature, edit_by_tool
 
 LARGEST = 1024**3
+ANY_MACOS = (999, 0)
 # What Linux lacks, the plain editor does; both leave the same load commands.
 ROUTES = ("python", "system")
 
@@ -61,6 +60,48 @@ def relocate(
     signed = sign(edited, identifier=filename)
     check(signed, filename)
     return signed
+
+
+def embed(
+    library: Path, *, architecture: str = "arm64", minimum_os: tuple[int, int] | None = None
+) -> None:
+    """Relocate the file ``library``, which stands alone; it is replaced as a whole, or not at all.
+
+    Args:
+        library: A thin or universal library.
+        architecture: The one to keep.
+        minimum_os: The macOS of the wheel's tag; the library's own, whatever it is, if ``None``.
+
+    Raises:
+        RelocationError: It is not fit for a wheel.
+        ToolError: A system tool failed, or macOS rejects the signature.
+
+    """
+    data = relocate(
+        read_library(library),
+        filename=library.name,
+        minimum_os=minimum_os or ANY_MACOS,
+        architecture=architecture,
+    )
+    with tempfile.TemporaryDirectory(prefix=".relocating-", dir=library.parent) as folder:
+        work = Path(folder) / library.name
+        work.write_bytes(data)
+        work.chmod(0o755)
+        confirm_signature(work)
+        work.replace(library)
+
+
+def platform_tag(library: Path) -> str:
+    """Return the lowest ``macosx_X_Y_<arch>`` tag that a relocated library allows."""
+    part = read_thin(read_library(library), library.name)
+    if part.minimum_os is None or part.platform != "macos":
+        msg = f"{library.name} is built for {part.platform or 'an unknown platform'}, not for macOS"
+        raise RelocationError(msg)
+    major, minor = part.minimum_os
+    # Since macOS 11 only the major version counts; a tag says 0, so a newer minor means the next.
+    if major >= 11 and minor:
+        major, minor = major + 1, 0
+    return f"macosx_{major}_{minor}_{part.architecture}"
 
 
 def thin(data: bytes, architecture: str, name: str) -> bytes:

@@ -18,7 +18,7 @@ from build_tools.audit.policy import declared_functions, parse
 from build_tools.binaries import macho, signature
 from build_tools.relocate.adhoc import sign
 from build_tools.relocate.errors import RelocationError
-from build_tools.relocate.macho import relocate
+from build_tools.relocate.macho import embed, platform_tag, relocate
 from build_tools.relocate.system_tools import edit_by_tool
 from tests.audit.makers import (
     MAC_TAG,
@@ -265,3 +265,51 @@ def test_bad_command_lines(
     assert main(["relocate", *(word.format(**folders) for word in arguments)]) == 1
     assert message in capsys.readouterr().err
     assert not folders["out"].exists() or not list(folders["out"].iterdir()), "no partial output"
+
+
+# ---------------------------------------------------------------- a third opinion
+
+
+def test_repairwheel_leaves_the_same_load_commands(tmp_path: Path) -> None:
+    machotools = pytest.importorskip(
+        "repairwheel.macos.machotools", reason="repairwheel 0.8 is for Python 3.11 and later"
+    )
+    data = engine()
+    ours = relocate(data, filename=NAME, companions=frozenset({INNER}), route="python")
+    path = tmp_path / NAME
+    path.write_bytes(data)
+    machotools.set_install_id(str(path), f"@loader_path/{NAME}")
+    machotools.set_install_name(str(path), f"@rpath/{INNER}", f"@loader_path/{INNER}")
+    machotools._delete_rpaths(str(path), [each for each in SWIFTPM_RPATHS if each not in KEPT])
+    (mine,), (theirs,) = macho.read(ours), macho.read(path.read_bytes())
+    assert [(c.kind, c.size) for c in mine.commands] == [(c.kind, c.size) for c in theirs.commands]
+    for field in ("install_name", "dependencies", "rpaths", "minimum_os", "exports"):
+        assert getattr(mine, field) == getattr(theirs, field), field
+    # Its signature is laid out as Apple's codesign does it, with requirements in a special slot.
+    verdict = signature.verify(theirs)
+    assert verdict is not None
+    assert verdict.problems == ()
+    assert verdict.kind == "ad hoc"
+
+
+def test_embedding_replaces_the_file_as_a_whole(tmp_path: Path) -> None:
+    library = tmp_path / "libdemo.dylib"
+    data = dylib(rpaths=SWIFTPM_RPATHS)
+    library.write_bytes(universal(dylib(architecture="x86_64"), data))
+    embed(library, minimum_os=(15, 0))
+    assert library.read_bytes() == relocate(data, filename=library.name, route="python")
+    assert library.stat().st_mode & 0o777 == 0o755
+    assert platform_tag(library) == "macosx_15_0_arm64"
+    before = library.read_bytes()
+    with pytest.raises(RelocationError, match="the wheel's tag admits 14"):
+        embed(library, minimum_os=(14, 0))
+    assert library.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [library]
+
+
+@pytest.mark.parametrize(("minimum", "tag"), [("11.0", "11_0"), ("13.3", "14_0")])
+def test_the_lowest_tag(minimum: str, tag: str, tmp_path: Path) -> None:
+    library = tmp_path / "libdemo.dylib"
+    library.write_bytes(dylib(minimum=minimum))
+    embed(library)
+    assert platform_tag(library) == f"macosx_{tag}_arm64"
