@@ -81,15 +81,21 @@ _ENCODINGS = {
 }
 
 
-def visible_parts(problem: Problem, mask: object) -> tuple[Part, ...] | None:
+def visible_parts(
+    problem: Problem, mask: object, *, min_flops: int | None = None
+) -> tuple[Part, ...] | None:
     """Return which keys each row of the batch sees, or ``None`` when the mask must stay.
 
     Args:
         problem: Describes the call that ``mask`` belongs to.
         mask: The call's mask, bool or additive, for ``[B, Hq, Sq, Skv]``.
+        min_flops: Leave smaller problems alone; `MIN_FLOPS` when ``None``.
 
     """
-    if not isinstance(mask, mx.array) or not _is_candidate(problem) or os.environ.get(SWITCH):
+    least = MIN_FLOPS if min_flops is None else min_flops
+    if problem.flops < least or not isinstance(mask, mx.array) or not _is_candidate(problem):
+        return None
+    if os.environ.get(SWITCH):
         return None
     encoding = _ENCODINGS.get(mask.dtype)
     if encoding is None:
@@ -117,7 +123,6 @@ def _is_candidate(problem: Problem) -> bool:
     return (
         problem.mask in {"bool", "additive"}
         and problem.seq_q >= MIN_QUERIES
-        and problem.flops >= MIN_FLOPS
         and shape[1:] == (1, 1, problem.seq_kv)
         and shape[0] * shape[3] <= MAX_ELEMENTS
     )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Seconds that the comparison may take, at the end of a run.
 BUDGET = 2.0
+PART_FLOPS = 200_000_000  # a tenth of a second with the slowest MLX that was seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Saving:
         mlx: Seconds that MLX takes for the same calls: one call of each shape, timed afterwards on
             random inputs, times the number of calls.
         measured: False when some shape was too slow to time in full, and one head of it was timed
-            instead and scaled up.
+            (or a part of it) was timed instead and scaled up.
 
     """
 
@@ -97,15 +98,24 @@ class Usage:
 
 
 def _time_of_mlx(problem: Problem, budget: float) -> tuple[float, bool]:
-    """Return MLX's seconds for one call, and whether the whole problem was timed."""
-    groups = problem.batch * problem.heads_kv
-    one = replace(
+    """Return MLX's seconds for one call, and whether the whole problem was timed.
+
+    Ever larger parts are timed while the next one is expected to fit the budget: some rows of one
+    head, one head, all. On a GPU the small parts say little, but there the whole is soon timed.
+    """
+    head = replace(
         problem, batch=1, heads_q=problem.heads_q // problem.heads_kv, heads_kv=1, mask_shape=()
     )
-    part = _timed(one)
-    if part * groups > budget:
-        return part * groups, False
-    return _timed(replace(problem, mask_shape=())), True
+    rows = max(1, min(head.seq_q, head.seq_q * PART_FLOPS // max(head.flops, 1)))
+    sizes = [replace(head, seq_q=rows), head, replace(problem, mask_shape=())]
+    part, measured = sizes[0], _timed(sizes[0])
+    for larger in sizes[1:]:
+        expected = measured * larger.flops / part.flops
+        if expected > budget:
+            return measured * problem.flops / part.flops, False
+        part, measured = larger, _timed(larger)
+        budget -= measured
+    return measured, True
 
 
 def _timed(problem: Problem) -> float:

@@ -138,7 +138,7 @@ def _summary(usage: Usage, saving: Any) -> str:
     if usage.padding_removed:
         parts.append(f"padding removed {usage.padding_removed} times")
     if saving is not None:
-        how = "measured" if saving.measured else "estimated from one head per shape"
+        how = "measured" if saving.measured else "estimated from a part of each shape"
         word = "saved" if saving.seconds >= 0 else "lost"
         parts.append(
             f"{word} {abs(saving.seconds):.2f} s against MLX ({saving.native:.2f} s instead of "

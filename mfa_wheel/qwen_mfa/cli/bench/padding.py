@@ -62,8 +62,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Time the four ways in interleaved rounds."""
     call = make_call(args)
     problem = describe(call.q, call.k, call.v, call.mask)
-    parts = padding.visible_parts(problem, call.mask) if problem else None
-    if parts is None:  # too small (padding.MIN_FLOPS), or switched off
+    parts = padding.visible_parts(problem, call.mask, min_flops=0) if problem else None
+    if parts is None:  # fewer queries than padding.MIN_QUERIES, or switched off
         parts = ()
     ways: dict[str, Callable[[], object]] = {
         "MLX, masked": lambda: mx.eval(reference.run(None, call)),
@@ -73,7 +73,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         ways["MLX, removed"] = lambda: mx.eval(
             padding.attend(parts, call, lambda shorter: reference.run(None, shorter))
         )
-        ways["qwen-mfa, removed"] = lambda: mx.eval(_ours(call))
+        ways["qwen-mfa, removed"] = lambda: mx.eval(padding.attend(parts, call, _ours))
     rounds = interleave(ways, rounds=args.rounds, on_round=lambda n, _: _progress(n, args.rounds))
     gains = {
         who: asdict(rounds.ratio(f"{who}, masked", f"{who}, removed"))
