@@ -148,4 +148,5 @@ def _is_elsewhere(stream: mx.Stream | mx.Device | None) -> bool:
     if stream is None:
         return False
     device = stream.device if isinstance(stream, mx.Stream) else stream
-    return bool(device.type != mx.default_device().type)
+    kind = device.type if isinstance(device, mx.Device) else device  # mx.cpu is only a kind
+    return bool(kind != mx.default_device().type)

@@ -120,7 +120,7 @@ def investigate(kernel: Kernel, problem: Problem) -> Finding:
         died = attempts
         try:
             verdict = proved(kernel, problem) or _prove(kernel, problem, careful=attempts > 0)
-            died = attempts + (not verdict.lasting)
+            died = 0 if verdict.lasting else attempts + 1
             if not verdict.ok:
                 reason = f"not proved right: {verdict.reason}"
                 return Finding(kernel=kernel, reason=reason, verdict=verdict)

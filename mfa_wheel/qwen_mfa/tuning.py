@@ -82,10 +82,16 @@ def measure(
     kernel: Kernel,
     ends: tuple[Problem, Problem],
     *,
-    budget: float = BUDGET,
+    budget: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Sample]:
     """Compare ``kernel`` with MLX at both ends of a class; stop when the first end is lost.
+
+    Args:
+        kernel: The kernel.
+        ends: The smallest and the largest problem of the class.
+        budget: Seconds for each end; `BUDGET` by default.
+        clock: Gives seconds.
 
     Raises:
         QwenMfaError: The kernel failed.
@@ -93,7 +99,7 @@ def measure(
     """
     samples: list[Sample] = []
     for end in dict.fromkeys(ends):
-        sample = _compare(kernel, end, budget, clock)
+        sample = _compare(kernel, end, BUDGET if budget is None else budget, clock)
         samples.append(sample)
         # The other end of a class that had to be reduced would be reduced to the same.
         if sample.reduced or not sample.wins:

@@ -11,11 +11,19 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from qwen_mfa import cli, library
+from qwen_mfa import cli, dispatch, library
 from qwen_mfa.cli import sample, selftest
 from qwen_mfa.kernels import Call, cpu
 
 QWEN_MFA = Path(sys.executable).parent / "qwen-mfa"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a wrong kernel leaves behind is not for other tests; and nothing is forced."""
+    monkeypatch.delenv("QWEN_MFA_BACKEND")
+    monkeypatch.setenv("QWEN_MFA_CACHE_DIR", str(tmp_path / "cache"))
+    dispatch.reset()
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:

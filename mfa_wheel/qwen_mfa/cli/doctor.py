@@ -148,12 +148,13 @@ def as_json(report: Report) -> dict[str, Any]:
 def as_text(report: Report) -> str:
     """Lay the report out on one screen."""
     here, library = report.host, report.library
-    state = library["state"]
-    native = (
-        f"{library['engine']} engine, {library['origin']}, sha256 {library['sha256'][:16]}"
-        if state == "ready"
-        else f"{state}: {library.get('reason', '')}"
-    )
+    native = [f"{library['state']}: {library.get('reason', '')}"]
+    if library["state"] == "ready":
+        native = [
+            f"{library['engine']} engine, {library['origin']}, sha256 {library['sha256'][:16]}",
+            library["library"],
+            f"built by {library['built by']}, {library['runs as']}",
+        ]
     lines = [
         f"qwen-mfa {qwen_mfa.__version__}, Python {here.python}",
         f"host     {here.system} {here.release} ({here.build}), {here.machine}",
@@ -164,9 +165,7 @@ def as_text(report: Report) -> str:
         f"         features: {' '.join(here.features) or 'none known'}",
         f"MLX      {here.mlx or 'missing'}: {', '.join(here.backends) or 'no backend installed'}",
         *_matrix_units(here),
-        f"library  {native}",
-        *([f"         {library['library']}"] if state == "ready" else []),
-        *([f"         built by {library['built by']}, {library['runs as']}"] * (state == "ready")),
+        *(f"{'' if i else 'library':<8} {line}" for i, line in enumerate(native)),
         f"cache    {report.cache['file']}, {report.cache['records']} records",
         *(f"         note: {note}" for note in report.cache["notes"]),
         *(f"failed   {name} (last time): {why}" for name, why in report.failures.items()),
@@ -209,12 +208,12 @@ def _cells(finding: Finding, *, runs: bool) -> list[str]:
     verdict, samples = finding.verdict, finding.samples
     why = samples[-1].ratio if samples else finding.reason
     proof = "-" if verdict is None else f"{verdict.error:.1e}" if verdict.ok else "WRONG"
-    times = [seconds(samples[-1].seconds), seconds(samples[-1].seconds_mlx)]
+    times = [seconds(t) for x in samples[-1:] for t in (x.seconds, x.seconds_mlx)] or ["-", "-"]
     return [
         finding.kernel.name,
         "runs" if runs else "",
         proof,
-        *(times if samples else ["-", "-"]),
+        *times,
         why if len(why) <= _WIDEST else why[: _WIDEST - 1] + "…",
     ]
 

@@ -1,5 +1,7 @@
 """Run Qwen-Image's joint attention here, and compare it with float64 and with MLX.
 
+The native kernel is run itself, where there is one; "chosen" is what dispatch would run.
+
 Inputs are random; the shape is one 512 x 512 image (1024 tokens) with 100 text tokens, 24 heads of
 128. Exit status 0 when everything agrees, 1 when anything does not.
 """
@@ -12,11 +14,11 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 
-from qwen_mfa import dispatch
+from qwen_mfa import candidates, dispatch
 from qwen_mfa.cli import info
 from qwen_mfa.cli.sample import (
     DTYPES,
@@ -32,6 +34,10 @@ from qwen_mfa.cli.table import mebibytes, seconds, table
 from qwen_mfa.kernels import mlx as reference
 from qwen_mfa.problem import describe
 from qwen_mfa.reference import attention_float64
+
+if TYPE_CHECKING:
+    from qwen_mfa.kernels import Kernel
+    from qwen_mfa.problem import Problem
 
 HELP = "check the kernel against float64 and MLX on Qwen-Image's attention"
 IMAGE_TOKENS = 1024
@@ -53,6 +59,7 @@ class Row:
     dtype: str
     mask: str
     kernel: str
+    chosen: str
     ours: Sample
     mlx: Sample
     allowed: float
@@ -99,12 +106,14 @@ def measure(dtype: str, *, masked: bool, image_tokens: int) -> Row:
     """Measure one dtype with or without the text-padding mask."""
     call = draw(dtype, masked=masked, image_tokens=image_tokens)
     exact = attention_float64(call)
-    problem = describe(call.q, call.k, call.v, call.mask)
-    kernel = reference if problem is None else dispatch.choose(problem).kernel
+    problem = cast("Problem", describe(call.q, call.k, call.v, call.mask))
+    chosen = dispatch.choose(problem).kernel
+    native = _native(problem)
+    kernel, ours = (chosen, "qwen-mfa") if native is None else (native, native.name)
     with tempfile.TemporaryDirectory(prefix="qwen-mfa-") as folder:
         samples: dict[str, Sample] = {}
         results: dict[str, mx.array] = {}
-        for name in ("qwen-mfa", "mlx"):
+        for name in (ours, "mlx"):
             output = Path(folder) / f"{name}.safetensors"
             samples[name] = take_in_child(
                 Request(
@@ -122,21 +131,29 @@ def measure(dtype: str, *, masked: bool, image_tokens: int) -> Row:
         dtype=dtype,
         mask="padding" if masked else "none",
         kernel=kernel.name,
-        ours=samples["qwen-mfa"],
+        chosen=chosen.name,
+        ours=samples[ours],
         mlx=samples["mlx"],
         allowed=BOUNDS[dtype] * _scalar(mx.abs(exact).max()),
     )
     if len(results) < len(samples):
         return row
-    error, error_mlx = (_largest(results[name], exact) for name in ("qwen-mfa", "mlx"))
+    error, error_mlx = (_largest(results[name], exact) for name in (ours, "mlx"))
     # MLX's own 16-bit result may be the less exact one; where it runs, it is the standard.
     allowed = max(row.allowed, error_mlx if kernel is reference else 0.0)
     return replace(
         row,
         error=error,
         error_mlx=error_mlx,
-        difference=_largest(results["qwen-mfa"], results["mlx"]),
+        difference=_largest(results[ours], results["mlx"]),
         agrees=error <= allowed,
+    )
+
+
+def _native(problem: Problem) -> Kernel | None:
+    """Return the native kernel of the wheel, if it has one that takes ``problem``."""
+    return next(
+        (x for x in candidates.ALL if x.needs_child_proof and x.refuses(problem) is None), None
     )
 
 
@@ -148,7 +165,7 @@ def as_text(rows: list[Row], image_tokens: int) -> str:
     )
     header = [
         *("dtype", "mask", "kernel", "error", "MLX's error", "from MLX's"),
-        *("time", "MLX's time", "ratio", "peak", "MLX's peak", ""),
+        *("time", "MLX's time", "ratio", "peak", "MLX's peak", "chosen", ""),
     ]
     note = (
         "error: largest absolute difference from a float64 reference. "
@@ -166,7 +183,7 @@ def _cells(row: Row) -> list[str]:
         *(row.dtype, row.mask, row.kernel),
         *("-" if value is None else f"{value:.1e}" for value in errors),
         *(seconds(ours.seconds), seconds(mlx.seconds), f"{mlx.seconds / ours.seconds:.1f} x"),
-        *(mebibytes(ours.peak), mebibytes(mlx.peak)),
+        *(mebibytes(ours.peak), mebibytes(mlx.peak), row.chosen),
         f"FAILED ({'; '.join(failed)})" if failed else verdict,
     ]
 
