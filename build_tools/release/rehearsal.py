@@ -7,13 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
-from build_tools import process
+from build_tools import canonical, process
 from build_tools.console import say, step
 from build_tools.release import files, project, recipients, standin, users
 from build_tools.release.errors import ReleaseError
@@ -139,7 +141,9 @@ def check_publishing(report: Report, index: Index, built: Built, subject: Projec
     def gate() -> str:
         told = "\n".join(files.problems(built.release[0].parent, subject))
         standins = [p.name for p in built.release if standin.BUILD_TAG in p.name]
-        missed = [name for name in standins if f"{name}: its library's engine is" not in told]
+        missed = [
+            name for name in standins if f"{name}: its engine is {standin.ENGINE}," not in told
+        ]
         _require(bool(standins) and not missed, f"not refused: {missed}")
         return f"{len(standins)} refused"
 
@@ -218,17 +222,17 @@ def check_versions(report: Report, user: User, subject: Project) -> None:
 
 
 def check_damage(report: Report, user: User, index: Index, wheel: Path) -> None:
-    """Files that changed after the upload are refused by hash."""
+    """Files that were exchanged after the upload are refused by hash."""
     name = wheel.name
     requirement = user.folder.parent / f"{user.folder.name}-requirements.txt"
 
     def in_storage() -> None:
         user.create()
-        index.damaged.add(name)
+        index.tampered[name] = _with_other_code(wheel)
         try:
             _refused(user, "--no-deps", "qwen-mfa")
         finally:
-            index.damaged.discard(name)
+            del index.tampered[name]
 
     def by_checksum() -> None:
         requirement.write_text(
@@ -241,7 +245,7 @@ def check_damage(report: Report, user: User, index: Index, wheel: Path) -> None:
         )
         _refused(user, "--no-deps", "--require-hashes", "-r", str(requirement))
 
-    report.check(f"{user.installer}: a file damaged after the upload is refused", in_storage)
+    report.check(f"{user.installer}: a file exchanged after the upload is refused", in_storage)
     report.check(f"{user.installer}: another file than SHA256SUMS names is refused", by_checksum)
 
 
@@ -257,6 +261,17 @@ def check_sdist(report: Report, user: User, subject: Project, *, native: str) ->
         return user.tag()
 
     report.check(f"{user.installer}: build from the source distribution", install)
+
+
+def _with_other_code(wheel: Path) -> bytes:
+    """Return a sound wheel of the same name with one module more, as an attacker would make it."""
+    with tempfile.TemporaryDirectory(prefix="qwen-mfa-tampered-") as folder:
+        copy = Path(folder) / wheel.name
+        shutil.copyfile(wheel, copy)
+        with zipfile.ZipFile(copy, "a") as archive:
+            archive.writestr("qwen_mfa/unwanted.py", '"""Not ours."""\n')
+        canonical.rewrite_wheel(copy)
+        return copy.read_bytes()
 
 
 def _refused(user: User, *arguments: str) -> None:
