@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from build_tools.release.users import User
 
 ONLY_BEFORE = "only_in_the_previous_version.py"
-NOT_COPIED = (".git", ".venv", "build", "dist", ".build", ".cache", "__pycache__", "*_cache")
+NOT_COPIED = (".git", ".venv*", "build", "dist", ".build", ".cache", "__pycache__", "*_cache")
 TOKENS = "64"
 
 
