@@ -66,9 +66,9 @@ def build(work: Path, subject: Project, *, log: Path) -> Built:
     """Build everything that is published: real files for this machine, stand-ins for the others."""
     out = work / "dist"
     with step("Building the source distribution and the wheels"):
-        sdist = _front_end(subject.root, work / "sdist", ["--sdist"], "none", log)
-        native = _front_end(subject.root, work / "native", ["--wheel"], "auto", log)
-        pure = _front_end(subject.root, work / "pure", ["--wheel"], "none", log)
+        sdist = front_end(subject.root, work / "sdist", ["--sdist"], "none", log)
+        native = front_end(subject.root, work / "native", ["--wheel"], "auto", log)
+        pure = front_end(subject.root, work / "pure", ["--wheel"], "none", log)
     with step("Cross-compiling the stand-in wheels"):
         others = [
             standin.make(pure, target, work / "standins", project=subject, log=log)
@@ -281,7 +281,8 @@ def _refused(user: User, *arguments: str) -> None:
     _require(user.installed() is None, "something was installed all the same")
 
 
-def _front_end(root: Path, out: Path, what: list[str], native: str, log: Path) -> Path:
+def front_end(root: Path, out: Path, what: list[str], native: str, log: Path) -> Path:
+    """Build one distribution as any user's front end does, isolated; return its path."""
     env = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -308,7 +309,7 @@ def _neighbour(subject: Project, version: str, work: Path, log: Path, extra: str
     path.write_text(changed, encoding="utf-8")
     if extra:
         (tree / "mfa_wheel" / "qwen_mfa" / extra).write_text('"""Gone now."""\n', encoding="utf-8")
-    return _front_end(tree, work / "out", ["--wheel"], "none", log)
+    return front_end(tree, work / "out", ["--wheel"], "none", log)
 
 
 def _require(condition: bool, text: str) -> None:
