@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from build_tools import recipe
 from build_tools.audit.auditor import audit
 from build_tools.audit.findings import Severity, UnreadableWheelError
 from build_tools.audit.policy import strict
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 PACKAGE = "qwen_mfa"
 MANIFEST = f"{PACKAGE}/_native/manifest.json"
-ENGINES = ("metal", "portable")
 BUILT = (f"{PACKAGE}/_native/",)  # made by the build; its manifest says from what
 MADE_BY_SDIST = ("PKG-INFO", "setup.cfg")
 UNREADABLE = (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, KeyError, ValueError)
@@ -34,10 +34,16 @@ UNREADABLE = (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, KeyError,
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One file that every release has: a glob of its name, and which machines take it."""
+    """One file that every release has.
+
+    Attributes:
+        pattern: How its name goes on after name and version; ``*`` is a number.
+        engine: The engine of its library, None where it carries none.
+
+    """
 
     pattern: str
-    who: str
+    engine: str | None = None
 
     def name(self, project: Project) -> str:
         """Return what it is called in messages."""
@@ -50,11 +56,11 @@ class Kind:
 
 
 KINDS = (
-    Kind(pattern="-py3-none-macosx_15_0_arm64.whl", who="macOS 15 or newer, Apple silicon"),
-    Kind(pattern="-py3-none-manylinux_2_*_x86_64.whl", who="Linux with glibc, x86-64"),
-    Kind(pattern="-py3-none-manylinux_2_*_aarch64.whl", who="Linux with glibc, 64-bit Arm"),
-    Kind(pattern="-py3-none-any.whl", who="every other machine: MLX only"),
-    Kind(pattern=".tar.gz", who="those who build it themselves"),
+    Kind(pattern="-py3-none-macosx_15_0_arm64.whl", engine="metal"),
+    Kind(pattern="-py3-none-manylinux_2_*_x86_64.whl", engine="portable"),
+    Kind(pattern="-py3-none-manylinux_2_*_aarch64.whl", engine="portable"),
+    Kind(pattern="-py3-none-any.whl"),
+    Kind(pattern=".tar.gz"),
 )
 
 
@@ -123,6 +129,11 @@ def sha256(path: Path) -> str:
 
 def _wheel(path: Path, project: Project) -> Iterator[str]:
     told = manifest(path)
+    kind = next((each for each in KINDS if each.matches(path.name, project)), None)
+    engine = told.get("engine") if told else None
+    if kind is None or engine != kind.engine:
+        wanted = kind.engine if kind else "none that is ever published"
+        yield f"its engine is {engine or 'none'}, it has to be {wanted or 'none'}"
     if told is not None:
         yield from _manifest(told, project)
     with zipfile.ZipFile(path) as archive:
@@ -139,12 +150,11 @@ def _wheel(path: Path, project: Project) -> Iterator[str]:
 
 
 def _manifest(told: dict[str, Any], project: Project) -> Iterator[str]:
-    engine = told.get("engine")
-    if engine not in ENGINES:
-        yield f"its library's engine is {engine!r}, which is never published"
     version = told.get("package", {}).get("version")
     if version != project.version:
         yield f"its manifest is of version {version}, the project is {project.version}"
+    if told.get("recipe") != recipe.read(project.root):
+        yield "it was built by other build tools or from another pyproject.toml"
     for name, digest in told.get("sources", {}).items():
         source = project.root / name
         if not source.is_file() or sha256(source) != digest:

@@ -1,7 +1,7 @@
 """A package index on loopback for rehearsals: pypiserver, with what it lacks in front of it.
 
 pypiserver takes uploads and serves files with their hashes. The index that users meet also says
-which Python a file needs (PEP 503), what was yanked (PEP 592), and its files can be damaged in
+which Python a file needs (PEP 503), what was yanked (PEP 592), and its files can be changed in
 storage: those three are added to its answers here.
 """
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 HOST = "127.0.0.1"
+REPLACED = ("content-length", "accept-ranges")
 LINK = re.compile(r'<a href="(?P<href>[^"]+)">(?P<file>[^<]+)</a>')
 
 
@@ -50,14 +51,14 @@ class Index:
     Attributes:
         folder: Where uploads are kept.
         yanked: Reason by file name.
-        damaged: File names whose bytes are served with one of them changed; the listing keeps the
-            hash of what was uploaded.
+        tampered: Bytes by file name that are served instead of what was uploaded; the listing keeps
+            the hash of what was uploaded.
 
     """
 
     folder: Path
     yanked: dict[str, str] = field(default_factory=dict)
-    damaged: set[str] = field(default_factory=set)
+    tampered: dict[str, bytes] = field(default_factory=dict)
     _server: WSGIServer | None = field(default=None, init=False, repr=False)
 
     @property
@@ -124,17 +125,20 @@ class _Front:
         body = answer.body
         if answer.status.startswith("200") and path.startswith("/simple/"):
             body = LINK.sub(self._link, body.decode("utf-8")).encode("utf-8")
-        elif answer.status.startswith("200") and path.rpartition("/")[2] in self._index.damaged:
-            body = body[:-1] + bytes([body[-1] ^ 1])
-        kept = [(k, v) for k, v in answer.headers if k.lower() != "content-length"]
+        elif answer.status.startswith("200") and path.startswith("/packages/"):
+            body = self._index.tampered.get(path.rpartition("/")[2], body)
+        kept = [(k, v) for k, v in answer.headers if k.lower() not in REPLACED]
         start_response(answer.status, [*kept, ("Content-Length", str(len(body)))])
         return [body]
 
     def _ask(self, environ: dict[str, Any]) -> _Answer:
         said: list[Any] = []
-        # Ranges and conditions would be answered before the body is changed.
+        # Whole answers only: ranges and conditions would be judged before the body is changed, and
+        # the server leaves the body of a HEAD request out by itself.
         for name in ("HTTP_RANGE", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH"):
             environ.pop(name, None)
+        if environ["REQUEST_METHOD"] == "HEAD":
+            environ["REQUEST_METHOD"] = "GET"
         parts = self._app(environ, lambda status, headers, *_: said.extend((status, headers)))
         try:
             body = b"".join(parts)

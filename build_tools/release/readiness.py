@@ -111,7 +111,7 @@ def _new_version(project: Project, tag: str | None) -> str:
             version = Version(name.removeprefix(TAG_PREFIX))
         except InvalidVersion:
             continue
-        if name != tag:
+        if name not in (tag, project.tag):  # whose commit is looked at by itself
             released.append(version)
     newest = max(released, default=None)
     if newest is not None and Version(project.version) <= newest:

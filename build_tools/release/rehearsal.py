@@ -7,13 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
-from build_tools import process
+from build_tools import canonical, process
 from build_tools.console import say, step
 from build_tools.release import files, project, recipients, standin, users
 from build_tools.release.errors import ReleaseError
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from build_tools.release.users import User
 
 ONLY_BEFORE = "only_in_the_previous_version.py"
-NOT_COPIED = (".git", ".venv", "build", "dist", ".build", ".cache", "__pycache__", "*_cache")
+NOT_COPIED = (".git", ".venv*", "build", "dist", ".build", ".cache", "__pycache__", "*_cache")
 TOKENS = "64"
 
 
@@ -64,9 +66,9 @@ def build(work: Path, subject: Project, *, log: Path) -> Built:
     """Build everything that is published: real files for this machine, stand-ins for the others."""
     out = work / "dist"
     with step("Building the source distribution and the wheels"):
-        sdist = _front_end(subject.root, work / "sdist", ["--sdist"], "none", log)
-        native = _front_end(subject.root, work / "native", ["--wheel"], "auto", log)
-        pure = _front_end(subject.root, work / "pure", ["--wheel"], "none", log)
+        sdist = front_end(subject.root, work / "sdist", ["--sdist"], "none", log)
+        native = front_end(subject.root, work / "native", ["--wheel"], "auto", log)
+        pure = front_end(subject.root, work / "pure", ["--wheel"], "none", log)
     with step("Cross-compiling the stand-in wheels"):
         others = [
             standin.make(pure, target, work / "standins", project=subject, log=log)
@@ -139,7 +141,9 @@ def check_publishing(report: Report, index: Index, built: Built, subject: Projec
     def gate() -> str:
         told = "\n".join(files.problems(built.release[0].parent, subject))
         standins = [p.name for p in built.release if standin.BUILD_TAG in p.name]
-        missed = [name for name in standins if f"{name}: its library's engine is" not in told]
+        missed = [
+            name for name in standins if f"{name}: its engine is {standin.ENGINE}," not in told
+        ]
         _require(bool(standins) and not missed, f"not refused: {missed}")
         return f"{len(standins)} refused"
 
@@ -218,17 +222,17 @@ def check_versions(report: Report, user: User, subject: Project) -> None:
 
 
 def check_damage(report: Report, user: User, index: Index, wheel: Path) -> None:
-    """Files that changed after the upload are refused by hash."""
+    """Files that were exchanged after the upload are refused by hash."""
     name = wheel.name
     requirement = user.folder.parent / f"{user.folder.name}-requirements.txt"
 
     def in_storage() -> None:
         user.create()
-        index.damaged.add(name)
+        index.tampered[name] = _with_other_code(wheel)
         try:
             _refused(user, "--no-deps", "qwen-mfa")
         finally:
-            index.damaged.discard(name)
+            del index.tampered[name]
 
     def by_checksum() -> None:
         requirement.write_text(
@@ -241,7 +245,7 @@ def check_damage(report: Report, user: User, index: Index, wheel: Path) -> None:
         )
         _refused(user, "--no-deps", "--require-hashes", "-r", str(requirement))
 
-    report.check(f"{user.installer}: a file damaged after the upload is refused", in_storage)
+    report.check(f"{user.installer}: a file exchanged after the upload is refused", in_storage)
     report.check(f"{user.installer}: another file than SHA256SUMS names is refused", by_checksum)
 
 
@@ -259,6 +263,17 @@ def check_sdist(report: Report, user: User, subject: Project, *, native: str) ->
     report.check(f"{user.installer}: build from the source distribution", install)
 
 
+def _with_other_code(wheel: Path) -> bytes:
+    """Return a sound wheel of the same name with one module more, as an attacker would make it."""
+    with tempfile.TemporaryDirectory(prefix="qwen-mfa-tampered-") as folder:
+        copy = Path(folder) / wheel.name
+        shutil.copyfile(wheel, copy)
+        with zipfile.ZipFile(copy, "a") as archive:
+            archive.writestr("qwen_mfa/unwanted.py", '"""Not ours."""\n')
+        canonical.rewrite_wheel(copy)
+        return copy.read_bytes()
+
+
 def _refused(user: User, *arguments: str) -> None:
     done = user.try_install(*arguments)
     _require(done.status != 0, "it was installed")
@@ -266,7 +281,8 @@ def _refused(user: User, *arguments: str) -> None:
     _require(user.installed() is None, "something was installed all the same")
 
 
-def _front_end(root: Path, out: Path, what: list[str], native: str, log: Path) -> Path:
+def front_end(root: Path, out: Path, what: list[str], native: str, log: Path) -> Path:
+    """Build one distribution as any user's front end does, isolated; return its path."""
     env = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -293,7 +309,7 @@ def _neighbour(subject: Project, version: str, work: Path, log: Path, extra: str
     path.write_text(changed, encoding="utf-8")
     if extra:
         (tree / "mfa_wheel" / "qwen_mfa" / extra).write_text('"""Gone now."""\n', encoding="utf-8")
-    return _front_end(tree, work / "out", ["--wheel"], "none", log)
+    return front_end(tree, work / "out", ["--wheel"], "none", log)
 
 
 def _require(condition: bool, text: str) -> None:

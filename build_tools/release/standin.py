@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from build_tools import canonical, portable, process, sbom
+from build_tools import canonical, portable, process, recipe, sbom
 from build_tools.relocate import macho
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def _manifest(target: Target, library: Path, project: Project) -> dict[str, Any]
         "compiler": f"zig {importlib.metadata.version('ziglang')}",
         "flags": ["-target", target.zig],
         "sources": portable.source_hashes(),
+        "recipe": recipe.read(project.root),
         "library": {
             "file": library.name,
             "sha256": hashlib.sha256(content).hexdigest(),

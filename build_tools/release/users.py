@@ -96,7 +96,7 @@ class User:
     def installed(self) -> str | None:
         """Return the installed version of qwen-mfa, None without one."""
         found = list(self._site().glob("qwen_mfa-*.dist-info"))
-        return found[0].name.split("-")[1].removesuffix(".dist-info") if found else None
+        return found[0].name.removesuffix(".dist-info").split("-")[1] if found else None
 
     def tag(self) -> str:
         """Return the tag of the wheel that was installed."""
