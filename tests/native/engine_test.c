@@ -512,6 +512,22 @@ static void run_special(void)
         s->args.mask_type = MFA_MASK_TYPE_BOOL;
         run_special_case(s, "a NaN in a masked key reaches no row");
     }
+    for (int few = 0; few < 2; few++) { /* both ways of the engine, with a mask row per query */
+        special *s = new_special();
+        unsigned char *mask = malloc(SPECIAL_ROWS * SPECIAL_ROWS);
+        for (int i = 0; i < SPECIAL_ROWS * SPECIAL_ROWS; i++)
+            mask[i] = i % SPECIAL_ROWS != 9;
+        s->k[9 * SPECIAL_DIM] = NAN;
+        s->args.seq_q = few ? 2 : SPECIAL_ROWS;
+        s->args.mask = mask;
+        s->args.mask_bytes = SPECIAL_ROWS * SPECIAL_ROWS;
+        s->args.mask_strides[2] = SPECIAL_ROWS;
+        s->args.mask_type = MFA_MASK_TYPE_BOOL;
+        s->args.mask_scalar_type = MFA_MASK_SCALAR_BYTE;
+        s->args.out_bytes = 4 * SPECIAL_DIM * s->args.seq_q;
+        run_special_case(s, "a NaN in a key masked by row");
+        free(mask);
+    }
     special *s = new_special();
     s->k[5 * SPECIAL_DIM] = INFINITY;
     for (int i = 0; i < SPECIAL_ROWS; i++)

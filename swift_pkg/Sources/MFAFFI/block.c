@@ -70,8 +70,11 @@ static void pack_queries(const block *b)
             rows[r] = mfa_row_of(&p->q, at.batch, at.head, at.query);
         }
         mfa_source from = {rows, count, p->head_dim, p->q.stride[3], p->q.precision};
-        b->plan->kernels->pack_columns(b->scratch->queries + first * p->head_dim, mr, &from,
-                                       p->scale * MFA_LOG2E);
+        float *strip = b->scratch->queries + first * p->head_dim;
+        if (b->plan->paired)
+            b->plan->kernels->pack_pairs(strip, mr, &from);
+        else
+            b->plan->kernels->pack_columns(strip, mr, &from, p->scale * MFA_LOG2E);
     }
 }
 
@@ -153,6 +156,8 @@ static void attend_strip(const block *b, size_t strip, size_t first_key)
         .panel_stride = plan->panel_stride,
         .head_dim = p->head_dim,
         .value_dim = p->value_dim,
+        .paired = plan->paired,
+        .scale = p->scale * MFA_LOG2E,
         .keys_seen = keys,
         .clipped = least < mfa_padded_dim(keys, plan->kernels->lanes),
         .visible = visible,

@@ -19,6 +19,7 @@
 
 static const mfa_kernels *const all_kernels[] = {
 #if defined(__x86_64__)
+    &mfa_kernels_avx512bf16,
     &mfa_kernels_avx512,
     &mfa_kernels_avx2,
 #elif defined(__aarch64__)
@@ -57,10 +58,10 @@ static void list_usable(char *text, size_t size)
 const char *mfa_cpu_features(void)
 {
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    bool avx2 = mfa_kernels_avx2.usable();
-    bool avx512 = mfa_kernels_avx512.usable();
-    return avx512 ? "sse2,avx2,fma,f16c,avx512f" : avx2 ? "sse2,avx2,fma,f16c" : "sse2";
+    return mfa_kernels_avx512bf16.usable() ? "sse2,avx2,fma,f16c,avx512f,avx512bf16"
+           : mfa_kernels_avx512.usable()   ? "sse2,avx2,fma,f16c,avx512f"
+           : mfa_kernels_avx2.usable()     ? "sse2,avx2,fma,f16c"
+                                           : "sse2";
 #elif defined(__aarch64__)
     return "neon";
 #else

@@ -13,6 +13,8 @@
  *   v_exponent(t)      2^n for t = 1.5 * 2^23 + n, exactly 0 for n = -127
  *   v_clip(v, first, visible)  lanes at or beyond `visible` become -infinity
  *   v_load_bf16, v_load_fp16, v_store_bf16, v_store_fp16
+ * and, with MFA_PAIRS 1,
+ *   v_dot_pairs(a, b, c)  c + products of the BF16 pairs in a and b, whose type is vf all the same
  */
 #include "include/mfa_ffi.h"
 #include "kernels.h"
@@ -22,6 +24,10 @@
 #include <math.h>
 
 #define MFA_ROWS_AHEAD 4
+#ifndef MFA_PAIRS
+#define MFA_PAIRS 0
+#define v_dot_pairs v_fma /* never reached */
+#endif
 #define MFA_NR (MFA_NV * MFA_LANES)
 #define MFA_PASTE_(a, b) a##b
 #define MFA_PASTE(a, b) MFA_PASTE_(a, b)
@@ -80,6 +86,7 @@ MFA_INLINE v4 load_four(const float *p)
 MFA_INLINE void pack_four(float *tile, unsigned width, const float *const row[4], unsigned length,
                           float factor, const unsigned group)
 {
+    const bool plain = factor == 1.0f; /* bits then stay as they are: they may be no floats */
     const v4 times = {factor, factor, factor, factor};
     unsigned d = 0;
     for (; d + 4 <= length; d += 4) {
@@ -89,16 +96,19 @@ MFA_INLINE void pack_four(float *tile, unsigned width, const float *const row[4]
         v4 ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
         v4 ce_low = __builtin_shufflevector(c, e, 0, 4, 1, 5);
         v4 ce_high = __builtin_shufflevector(c, e, 2, 6, 3, 7);
-        v4 column[4] = {__builtin_shufflevector(ab_low, ce_low, 0, 1, 4, 5) * times,
-                        __builtin_shufflevector(ab_low, ce_low, 2, 3, 6, 7) * times,
-                        __builtin_shufflevector(ab_high, ce_high, 0, 1, 4, 5) * times,
-                        __builtin_shufflevector(ab_high, ce_high, 2, 3, 6, 7) * times};
+        v4 column[4] = {__builtin_shufflevector(ab_low, ce_low, 0, 1, 4, 5),
+                        __builtin_shufflevector(ab_low, ce_low, 2, 3, 6, 7),
+                        __builtin_shufflevector(ab_high, ce_high, 0, 1, 4, 5),
+                        __builtin_shufflevector(ab_high, ce_high, 2, 3, 6, 7)};
+        MFA_UNROLL for (unsigned i = 0; i < 4 && !plain; i++) column[i] *= times;
         MFA_UNROLL for (unsigned i = 0; i < 4; i++)
             memcpy(tile + (size_t)(d + i) * width, &column[i], group * sizeof(float));
     }
     for (; d < length; d++)
-        for (unsigned r = 0; r < group; r++)
-            tile[(size_t)d * width + r] = row[r][d] * factor;
+        for (unsigned r = 0; r < group; r++) {
+            float value = plain ? row[r][d] : row[r][d] * factor;
+            memcpy(&tile[(size_t)d * width + r], &value, sizeof value);
+        }
 }
 
 /* Rows come from far away and only once: ask for one a little before it is its turn. */
@@ -130,6 +140,34 @@ static void pack_columns(float *tile, unsigned width, const mfa_source *from, fl
             pack_four(tile + first, width, row, from->length, factor, width - first);
     }
 }
+
+#if MFA_PAIRS
+/* Pairs are moved as if they were floats, four bytes at a time. */
+static void pack_pairs(float *tile, unsigned width, const mfa_source *from)
+{
+    static const float zeros[512];
+    float plain[4][512];
+    const unsigned pairs = (from->length + 1) / 2;
+    const unsigned filled = mfa_padded_dim(from->count, MFA_LANES);
+    const unsigned end = filled < width ? filled : width;
+    for (unsigned first = 0; first < end; first += 4) {
+        const float *row[4] = {zeros, zeros, zeros, zeros};
+        for (unsigned r = 0; r < 4 && first + r < from->count; r++) {
+            const unsigned char *at = from->rows[first + r];
+            prefetch_row(from, first + r + MFA_ROWS_AHEAD);
+            plain[r][pairs - 1] = 0.0f; /* the partner of an odd last element */
+            if (from->stride == 1)
+                memcpy(plain[r], at, 2 * (size_t)from->length);
+            else
+                for (unsigned i = 0; i < from->length; i++)
+                    memcpy((unsigned char *)plain[r] + 2 * (size_t)i,
+                           at + 2 * (size_t)i * (size_t)from->stride, 2);
+            row[r] = plain[r];
+        }
+        pack_four(tile + first, width, row, pairs, 1.0f, 4); /* mr and nr are multiples of 4 */
+    }
+}
+#endif
 
 static void scale_row(float *row, const mfa_source *from, float factor)
 {
@@ -182,20 +220,23 @@ MFA_INLINE void prefetch_ahead(const float *at, const int floats)
 }
 
 /* Scores of one key tile into the weights, and the lane-wise maxima of each row. */
-MFA_INLINE void score_tile(const mfa_strip *s, unsigned tile, float *maxima, const int vectors)
+MFA_INLINE void score_tile(const mfa_strip *s, unsigned tile, float *maxima, const int vectors,
+                           const bool paired)
 {
     const float *q = s->queries;
     const float *k = s->keys + (size_t)tile * s->head_dim * MFA_NR;
     vf acc[MFA_MR][MFA_NV];
     MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
         MFA_UNROLL for (int j = 0; j < vectors; j++) acc[r][j] = v_set1(0.0f);
-    for (unsigned d = 0; d < s->head_dim; d++) {
+    const unsigned steps = paired ? (s->head_dim + 1) / 2 : s->head_dim;
+    for (unsigned step = 0; step < steps; step++) {
         vf b[MFA_NV];
         prefetch_ahead(k, MFA_NR);
         MFA_UNROLL for (int j = 0; j < vectors; j++) b[j] = v_load(k + j * MFA_LANES);
         MFA_UNROLL for (int r = 0; r < MFA_MR; r++) {
             vf a = v_set1(q[r]);
-            MFA_UNROLL for (int j = 0; j < vectors; j++) acc[r][j] = v_fma(a, b[j], acc[r][j]);
+            MFA_UNROLL for (int j = 0; j < vectors; j++) 
+                acc[r][j] = paired ? v_dot_pairs(a, b[j], acc[r][j]) : v_fma(a, b[j], acc[r][j]);
         }
         k += MFA_NR;
         q += MFA_MR;
@@ -205,7 +246,7 @@ MFA_INLINE void score_tile(const mfa_strip *s, unsigned tile, float *maxima, con
         float *weights = s->weights + r * MFA_MAX_KEY_BLOCK + first;
         vf maximum = v_load(maxima + r * MFA_LANES);
         MFA_UNROLL for (int j = 0; j < vectors; j++) {
-            vf score = acc[r][j];
+            vf score = paired ? v_mul(acc[r][j], v_set1(s->scale)) : acc[r][j];
             if (s->bias)
                 score = v_bias(score, v_load(s->bias[r] + first + j * MFA_LANES));
             if (s->clipped)
@@ -284,26 +325,37 @@ MFA_INLINE void weigh_panel(const mfa_strip *s, const float *values, float *outp
             v_store(output + r * width + j * MFA_LANES, acc[r][j]);
 }
 
+/* The scores of all keys that any row of the strip sees. */
+MFA_INLINE void score_strip(const mfa_strip *s, float *maxima, const bool paired)
+{
+    const unsigned tiles = s->keys_seen / MFA_NR;
+    for (unsigned tile = 0; tile < tiles; tile++)
+        score_tile(s, tile, maxima, MFA_NV, paired);
+    switch ((s->keys_seen % MFA_NR + MFA_LANES - 1) / MFA_LANES) { /* the last, narrower tile */
+#if MFA_NV > 3
+    case 4: score_tile(s, tiles, maxima, 4, paired); break;
+#endif
+#if MFA_NV > 2
+    case 3: score_tile(s, tiles, maxima, 3, paired); break;
+#endif
+    case 2: score_tile(s, tiles, maxima, 2, paired); break;
+    case 1: score_tile(s, tiles, maxima, 1, paired); break;
+    default: break;
+    }
+}
+
 static void attend(const mfa_strip *s)
 {
     float maxima[MFA_MR * MFA_LANES];
     row_factors rows;
     for (int i = 0; i < MFA_MR * MFA_LANES; i++)
         maxima[i] = -INFINITY;
-    const unsigned tiles = s->keys_seen / MFA_NR;
-    for (unsigned tile = 0; tile < tiles; tile++)
-        score_tile(s, tile, maxima, MFA_NV);
-    switch ((s->keys_seen % MFA_NR + MFA_LANES - 1) / MFA_LANES) { /* the last, narrower tile */
-#if MFA_NV > 3
-    case 4: score_tile(s, tiles, maxima, 4); break;
+#if MFA_PAIRS
+    if (s->paired)
+        score_strip(s, maxima, true);
+    else
 #endif
-#if MFA_NV > 2
-    case 3: score_tile(s, tiles, maxima, 3); break;
-#endif
-    case 2: score_tile(s, tiles, maxima, 2); break;
-    case 1: score_tile(s, tiles, maxima, 1); break;
-    default: break;
-    }
+        score_strip(s, maxima, false);
     update_maxima(s, maxima, &rows);
     for (int row = 0; row < MFA_MR; row++)
         soften_row(s, row, &rows);
@@ -498,6 +550,10 @@ const mfa_kernels MFA_PASTE(mfa_kernels_, MFA_ISA) = {
     .mr = MFA_MR,
     .nr = MFA_NR,
     .lanes = MFA_LANES,
+#if MFA_PAIRS
+    .pairs = true,
+    .pack_pairs = pack_pairs,
+#endif
     .pack_columns = pack_columns,
     .pack_panels = pack_panels,
     .scale_row = scale_row,

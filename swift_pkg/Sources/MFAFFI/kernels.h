@@ -6,6 +6,8 @@
  *   keys     per tile of `nr` keys [head_dim][nr]
  *   values   panels of `nr` columns [padded keys][nr]; the last one may be narrower (a multiple
  *            of `lanes`), so that small dimensions waste little
+ * Kernels with `pairs` keep BF16 queries and keys as they are: for queries and keys, read
+ * [ceil(head_dim / 2)] pairs of neighbouring elements above, not multiplied by anything.
  *   output   per strip, panels as for the values: [mr][width of the panel]
  * Scores are in units of log2; weights are 2^(score - running maximum of the row).
  */
@@ -39,6 +41,8 @@ typedef struct {
     mfa_strip_state *state;
     size_t panel_stride; /* floats between value panels of full width */
     unsigned head_dim, value_dim;
+    bool paired;              /* queries and keys are BF16 pairs; scores still need `scale` */
+    float scale;
     unsigned keys_seen;       /* by the row that sees most; at most MFA_MAX_KEY_BLOCK */
     bool clipped;             /* some row sees fewer than keys_seen rounded up to `lanes` */
     const uint32_t *visible;  /* [mr] keys of the block that each row sees; used when clipped */
@@ -71,8 +75,11 @@ typedef struct {
     const char *name;
     bool (*usable)(void);
     unsigned mr, nr, lanes;
+    bool pairs; /* has a dot product of BF16 pairs: exact products, FP32 sums */
     /* tile[d * width + r] = factor * row r's element d; zeros up to the next full vector */
     void (*pack_columns)(float *tile, unsigned width, const mfa_source *from, float factor);
+    /* the same for BF16 rows, in pairs; null without `pairs` */
+    void (*pack_pairs)(float *tile, unsigned width, const mfa_source *from);
     /* rows into value panels, from key `first` on */
     void (*pack_panels)(float *panels, size_t panel_stride, size_t first, const mfa_source *from);
     /* one row times a factor, contiguous */
@@ -91,7 +98,7 @@ typedef struct {
 
 extern const mfa_kernels mfa_kernels_generic;
 #if defined(__x86_64__)
-extern const mfa_kernels mfa_kernels_avx2, mfa_kernels_avx512;
+extern const mfa_kernels mfa_kernels_avx2, mfa_kernels_avx512, mfa_kernels_avx512bf16;
 #elif defined(__aarch64__)
 extern const mfa_kernels mfa_kernels_neon;
 #endif

@@ -188,6 +188,7 @@ bool mfa_plan_make(mfa_plan *plan, const mfa_problem *problem, const mfa_setup *
                     (problem->mask.stride[2] == 0 || problem->seq_q == 1) &&
                     (problem->mask.stride[1] == 0 || plan->group == 1);
     plan->few = few_rows(plan);
+    plan->paired = plan->kernels->pairs && problem->q.precision == MFA_PRECISION_BF16;
     choose_threads(plan, setup);
     if (plan->few) {
         choose_splits(plan);

@@ -47,6 +47,7 @@ typedef struct {
     unsigned padded_value_dim;
     bool selects;        /* one mask row serves all rows of a unit: drop the keys it removes */
     size_t slot_count, lookahead, head_tasks, tasks;
+    bool paired;         /* queries and keys are packed as BF16 pairs */
     bool few;            /* few rows per unit: see few.c; nothing is packed */
     size_t splits, split_keys;
     float *parts;        /* results of the parts, when a unit has several */

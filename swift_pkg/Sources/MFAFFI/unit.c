@@ -42,7 +42,11 @@ static void pack_tile(const mfa_plan *plan, size_t unit, size_t first, mfa_slot 
     }
     mfa_source keys = {key_rows, count, p->head_dim, p->k.stride[3], p->k.precision};
     mfa_source values = {value_rows, count, p->value_dim, p->v.stride[3], p->v.precision};
-    plan->kernels->pack_columns(slot->keys + first * p->head_dim, nr, &keys, 1.0f);
+    float *tile = slot->keys + first * p->head_dim;
+    if (plan->paired)
+        plan->kernels->pack_pairs(tile, nr, &keys);
+    else
+        plan->kernels->pack_columns(tile, nr, &keys, 1.0f);
     plan->kernels->pack_panels(slot->values, plan->panel_stride, first, &values);
 }
 
