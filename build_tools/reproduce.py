@@ -122,8 +122,22 @@ def uncommitted() -> list[str]:
     return capture(["git", "status", "--porcelain"], cwd=ROOT).splitlines()
 
 
-def build(work: Path, how: Circumstances, *, toolchain: str, commit: str = "HEAD") -> Path:
+def build(
+    work: Path,
+    how: Circumstances,
+    *,
+    toolchain: str,
+    commit: str = "HEAD",
+    isolated: bool = True,
+) -> Path:
     """Clone, build one wheel under these circumstances, and return it.
+
+    Args:
+        work: An empty folder.
+        how: The circumstances.
+        toolchain: "swift", "cc" or "none".
+        commit: What to check out.
+        isolated: Whether the front ends install the build tools anew, or use this environment's.
 
     Raises:
         ToolError: The build failed; the message has its last lines and names its log.
@@ -141,11 +155,10 @@ def build(work: Path, how: Circumstances, *, toolchain: str, commit: str = "HEAD
         for path in tree.rglob("*"):
             if not path.is_symlink():
                 os.utime(path, (OLD, OLD))
-    command = _command(tree, how, out)
+    command = _command(tree, how, out, isolated=isolated)
+    env = _environment(how, home, tree, toolchain, isolated=isolated)
     with step(f"Building: {toolchain}, {how.describe()}") as detail:
-        run(
-            command, log=log, cwd=tree, env=_environment(how, home, tree, toolchain), on_line=detail
-        )
+        run(command, log=log, cwd=tree, env=env, on_line=detail)
     wheels = list(out.glob("*.whl"))
     if len(wheels) != 1:
         msg = f"The build made {len(wheels)} wheels instead of one. Full log: {log}"
@@ -153,18 +166,23 @@ def build(work: Path, how: Circumstances, *, toolchain: str, commit: str = "HEAD
     return wheels[0]
 
 
-def _command(tree: Path, how: Circumstances, out: Path) -> list[str]:
+def _command(tree: Path, how: Circumstances, out: Path, *, isolated: bool) -> list[str]:
     python = sys.executable
     doors = {
         "pip": [python, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(out), "."],
         "build": [python, "-m", "build", "--outdir", str(out), str(tree)],
     }
+    if not isolated:
+        doors["pip"].append("--no-build-isolation")
+        doors["build"] += ["--no-isolation", "--skip-dependency-check"]
     faketime = shutil.which("faketime") if how.clock else None
     shifted = [faketime, "-f", how.clock] if faketime else []
     return [*shifted, python, "-c", LAUNCHER, how.umask, how.cpus, *doors[how.door]]
 
 
-def _environment(how: Circumstances, home: Path, tree: Path, toolchain: str) -> dict[str, str]:
+def _environment(
+    how: Circumstances, home: Path, tree: Path, toolchain: str, *, isolated: bool
+) -> dict[str, str]:
     constraints = str(tree / "requirements" / "constraints.txt")
     kept = {
         name: value
@@ -177,7 +195,7 @@ def _environment(how: Circumstances, home: Path, tree: Path, toolchain: str) -> 
         **how.variables,
         "HOME": str(home),
         "NO_FAKE_STAT": "1",  # faketime: leave the dates of files alone
-        "PIP_BUILD_CONSTRAINT": constraints,
+        **({"PIP_BUILD_CONSTRAINT": constraints} if isolated else {}),
         "PIP_CACHE_DIR": cache,
         "PIP_CONSTRAINT": constraints,
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",

@@ -24,7 +24,18 @@ HELP = "build twice under different circumstances and compare the bytes"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("--toolchain", choices=["swift", "cc", "none"], help="only this one")
+    add_isolation(parser)
     parser.add_argument("--keep", type=Path, help="keep clones, logs and wheels in this new folder")
+
+
+def add_isolation(parser: argparse.ArgumentParser) -> None:
+    """Add the option that `verify` has too."""
+    parser.add_argument(
+        "--no-isolation",
+        dest="isolated",
+        action="store_false",
+        help="use the build tools of this environment instead of installing them anew",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,7 +52,10 @@ def run(args: argparse.Namespace) -> int:
             else:
                 work = args.keep / toolchain
                 work.mkdir(parents=True)
-            wheels = [build(work, how, toolchain=toolchain) for how in (PLAIN, STRANGE)]
+            wheels = [
+                build(work, how, toolchain=toolchain, isolated=args.isolated)
+                for how in (PLAIN, STRANGE)
+            ]
             found = differences(*wheels)
             same = same and not found
             verdict = "different" if found else f"identical, {wheels[0].stat().st_size} bytes"

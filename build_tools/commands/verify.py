@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from build_tools import portable
+from build_tools.commands.reproduce import add_isolation
 from build_tools.console import say, stdout
 from build_tools.errors import UsageError
 from build_tools.reproduce import PLAIN, build
@@ -26,6 +27,7 @@ HELP = "rebuild a wheel from the pin that it names and compare the bytes"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("wheel", type=Path, metavar="WHEEL")
+    add_isolation(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,7 +42,13 @@ def run(args: argparse.Namespace) -> int:
     if here != claim.compiler:
         say(f"Note: the wheel was compiled by {claim.compiler!r}, this machine has {here!r}.")
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-        rebuilt = build(Path(folder), PLAIN, toolchain=claim.toolchain, commit=commit)
+        rebuilt = build(
+            Path(folder),
+            PLAIN,
+            toolchain=claim.toolchain,
+            commit=commit,
+            isolated=args.isolated,
+        )
         found = differences(args.wheel, rebuilt)
     if not found:
         stdout.print(f"{args.wheel.name}: verified: the rebuilt wheel has the same bytes")
