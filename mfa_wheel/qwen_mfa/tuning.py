@@ -1,11 +1,13 @@
 """Measures whether a kernel is faster than MLX for a class of problems: paired and bounded.
 
 Kernel and MLX run in turn, each pair in the other order, after one warm run of both. The quantity
-is the median of log(MLX / kernel) over the pairs; its noise is three standard errors, from the
-median absolute deviation, and never less than 2 %. A kernel wins only by more than the noise, and
-only if it does at both ends of the class.
+is the median of log(MLX / kernel) over the pairs. Its noise is the distance to the lower end of its
+confidence interval, 99 % one-sided, which takes no distribution for granted (the sign test's: a
+certain one of the sorted values), and never less than 2 %. A kernel wins only by more than the
+noise, and only if it does at both ends of the class.
 
-The cost is bounded: about `BUDGET` seconds for each end. Where a problem would take longer, a
+The cost is bounded: about `BUDGET` seconds for each end, `PERSISTENCE` times that where a kernel
+that seems faster is in doubt. Where a problem would take longer, a
 smaller one of its kind (fewer heads, but at least one a processor; then shorter) is measured
 instead, and then the kernel must win by `EXTRAPOLATION` more.
 """
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
     from qwen_mfa.problem import Problem
 
 BUDGET = 0.8  # seconds for one end of a class
-LEAST_PAIRS, MOST_PAIRS = 5, 40
-CLEAR = math.log(1.5)  # when all of the least pairs say so, they are enough
+PERSISTENCE = 3  # times that, where the kernel seems faster and noise leaves it in doubt
+LEAST_PAIRS, MOST_PAIRS = 7, 40
+DOUBT = 0.01  # seven pairs of seven are beyond it: 2^-7
+CLEAR = math.log(1.5)  # when all pairs say so, the least number of them is enough
 FLOOR = 0.02
 EXTRAPOLATION = math.log(1.25)
 _FIRST_LOOK = 1 << 26  # operations: some 30 ms where attention runs at 2 GFLOP/s
@@ -70,8 +74,8 @@ class Sample:
     @property
     def ratio(self) -> str:
         """Return how fast the kernel was, for people."""
-        ratio, low, high = (math.exp(self.gain + x * self.noise) for x in (0, -1, 1))
-        return f"{ratio:.2f} x MLX's speed ({low:.2f} to {high:.2f})"
+        least = math.exp(self.gain - self.noise)
+        return f"{math.exp(self.gain):.2f} x MLX's speed (at least {least:.2f})"
 
     def __str__(self) -> str:
         smaller = ", smaller than its class" if self.reduced else ""
@@ -121,19 +125,33 @@ def _compare(kernel: Kernel, end: Problem, budget: float, clock: Callable[[], fl
         run = _runner(kernel, chosen, clock)
         run()
     pairs = _pairs(run, budget, clock)
-    ratios = [math.log(theirs / ours) for ours, theirs in pairs]
+    ratios = sorted(math.log(theirs / ours) for ours, theirs in pairs)
     gain = statistics.median(ratios)
-    spread = 1.4826 * statistics.median(abs(x - gain) for x in ratios)
     return Sample(
         problem=str(chosen),
         seconds=statistics.median(ours for ours, _ in pairs),
         seconds_mlx=statistics.median(theirs for _, theirs in pairs),
         gain=gain,
-        # 1.2533: the standard error of a median is that much larger than a mean's.
-        noise=max(FLOOR, 3 * 1.2533 * spread / math.sqrt(len(ratios))),
+        noise=max(FLOOR, gain - ratios[_rank(len(ratios))]),
         pairs=len(pairs),
         reduced=chosen != end,
     )
+
+
+def _in_doubt(logs: list[float]) -> bool:
+    gain = statistics.median(logs)
+    return 0 < gain <= max(FLOOR, gain - sorted(logs)[_rank(len(logs))])
+
+
+def _rank(count: int) -> int:
+    """Return which of ``count`` sorted values the median exceeds but for a chance of `DOUBT`."""
+    chance, rank = 0.0, -1
+    while rank < count // 2:
+        chance += math.comb(count, rank + 1) / 2**count
+        if chance > DOUBT:
+            break
+        rank += 1
+    return max(rank, 0)
 
 
 def _pairs(
@@ -147,7 +165,10 @@ def _pairs(
         if len(pairs) < LEAST_PAIRS:
             continue
         # A clock that jumps ends this too early or after MOST_PAIRS, never later.
-        if min(logs) > CLEAR or max(logs) < -CLEAR or not 0 <= clock() - start < budget:
+        spent = clock() - start
+        if min(logs) > CLEAR or max(logs) < -CLEAR or not 0 <= spent < PERSISTENCE * budget:
+            break
+        if spent >= budget and not _in_doubt(logs):
             break
     return pairs
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qwen_mfa.inputs import Drawn
-    from qwen_mfa.kernels import Kernel
 
 
 def problem(tokens: int = 128, dtype: str = "float32", heads: int = 4, **changes: Any) -> Problem:
@@ -53,30 +52,6 @@ def attend(drawn: Drawn, **options: Any) -> mx.array:
     return qwen_mfa.scaled_dot_product_attention(
         call.q, call.k, call.v, scale=call.scale, mask=call.mask, **options
     )
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Problem]]:
-    """Return what is measured from here on; every kernel is found to be twice as fast as MLX."""
-    log: list[tuple[str, Problem]] = []
-
-    def measure(kernel: Kernel, ends: tuple[Problem, Problem]) -> list[tuning.Sample]:
-        log.append((kernel.name, ends[0]))
-        gain = 0.7 if kernel is cpu else 0.1
-        return [
-            tuning.Sample(
-                problem="simulated",
-                seconds=0.5,
-                seconds_mlx=1.0,
-                gain=gain,
-                noise=0.02,
-                pairs=5,
-                reduced=False,
-            )
-        ]
-
-    monkeypatch.setattr(tuning, "measure", measure)
-    return log
 
 
 # --- forcing and forbidding ---------------------------------------------------------------------
@@ -146,8 +121,6 @@ def test_a_forced_kernel_that_refuses_raises_with_its_reason() -> None:
         attend(draw(big))
     with qwen_mfa.use("mlx-fp16"), pytest.raises(BackendError, match="this is float32"):
         attend(draw(problem()))
-    with qwen_mfa.use("metal"), pytest.raises(BackendError, match="does not have"):
-        attend(draw(problem()))
 
 
 def test_forcing_belongs_to_its_thread() -> None:
@@ -163,7 +136,7 @@ def test_forcing_belongs_to_its_thread() -> None:
 def test_forbidding(measured: list[tuple[str, Problem]]) -> None:
     of = problem(dtype="bfloat16")
     assert dispatch.choose(of).kernel is cpu
-    with qwen_mfa.use("-cpu"):
+    with qwen_mfa.use("-cpu, -metal"):
         assert dispatch.choose(of).kernel.name == "mlx-fp16"
     with qwen_mfa.use("-cpu,-mlx-fp16"):
         choice = dispatch.choose(of)
