@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import pytest
 
-from qwen_mfa import library
+from qwen_mfa import host, library
 from qwen_mfa.kernels import metal
 from qwen_mfa.kernels.metal import device, dlpack
 from qwen_mfa.problem import Problem
@@ -148,36 +149,16 @@ def test_forked_children_are_refused(mac: StandinMac, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("family", "matrix", "part"),
-    [(7, False, "Apple M1 is older"), (8, False, "Apple M2 is older"), (9, False, None),
-     (10, False, None), (10, True, "matrix units of Apple M5")],
+    ("gpu", "backend", "part"),
+    [("applegpu_g13g", "", "slow before the M3"), ("applegpu_g14s", "", "slow before the M3"),
+     ("applegpu_g15s", "", None), ("applegpu_g17g", "mlx-metal 1 (macosx_15_0_arm64)", None),
+     ("applegpu_g17g", "mlx-metal 1 (macosx_26_0_arm64)", "matrix units"), ("", "", None)],
 )  # fmt: skip
-def test_where_mlx_runs_unless_measured_otherwise(
-    mac: StandinMac, monkeypatch: pytest.MonkeyPatch, family: int, matrix: bool, part: str | None
-) -> None:
-    mac.switch(family=family)
-    monkeypatch.setattr(device, "mlx_has_matrix_kernels", lambda: matrix)
-    assert metal.accurate.refuses(PROBLEM) is None
-    reason = device.prefers_mlx()
+def test_where_mlx_is_expected_to_win(gpu: str, backend: str, part: str | None) -> None:
+    here = replace(host.read(), system="macOS", release="26.2", gpu=gpu, backends=(backend,))
+    reason = device.prefers_mlx(here)
     assert (reason is None) == (part is None)
     assert part is None or part in str(reason)
-
-
-@pytest.mark.parametrize(
-    ("tag", "macos", "has"),
-    [("macosx_26_0_arm64", "26.2", True), ("macosx_26_0_arm64", "26.1", False),
-     ("macosx_15_0_arm64", "26.2", False)],
-)  # fmt: skip
-def test_matrix_kernels_of_mlx(
-    mac: StandinMac, monkeypatch: pytest.MonkeyPatch, tag: str, macos: str, has: bool
-) -> None:
-    class Found:
-        def read_text(self, _: str) -> str:
-            return f"Wheel-Version: 1.0\nTag: py3-none-{tag}\n"
-
-    monkeypatch.setattr(device.metadata, "distribution", lambda _: Found())
-    monkeypatch.setitem(mac.values, "kern.osproductversion", macos)
-    assert device.mlx_has_matrix_kernels() is has
 
 
 def test_capsules_of_both_kinds_are_read() -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import mlx.core as mx
 
 from qwen_mfa import candidates, dispatch
-from qwen_mfa.cli import info
+from qwen_mfa.cli import info, selftest_metal
 from qwen_mfa.cli.sample import (
     DTYPES,
     HEAD_DIM,
@@ -79,10 +79,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"image tokens (default {IMAGE_TOKENS}: a 512 x 512 image)",
     )
+    selftest_metal.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and tell whether everything agrees."""
+    if args.metal:
+        return selftest_metal.run(args)
     facts = info.gather()
     if not args.json:
         print(info.as_text(facts), end="\n\n", flush=True)

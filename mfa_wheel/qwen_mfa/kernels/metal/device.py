@@ -22,13 +22,13 @@ from qwen_mfa.kernels.metal import dlpack, system
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qwen_mfa.host import Host
+
 OLDEST_MACOS = (15, 0)
 OLDEST_MLX = (0, 32)
-APPLE7, APPLE9 = 1007, 1009  # MTLGPUFamily: M1 is Apple7, M2 Apple8, M3 and later Apple9 and up
+APPLE7 = 1007  # MTLGPUFamilyApple7: M1; the library calls M3 and later Apple9
 NEWEST_FAMILY = 1020
-# Generation in MLX's architecture names (mlx/backend/metal/device.cpp): applegpu_g13… is M1.
-_M2, _M5 = 14, 17
-NAX_MACOS = (26, 2)  # the first macOS on which MLX's builds with M5 matrix kernels use them
+_M3, _M5 = 15, 17  # Host.apple_generation
 _PROCESS = os.getpid()
 
 
@@ -63,12 +63,6 @@ class Gpu:
     architecture: str
     family: int
 
-    @property
-    def generation(self) -> int:
-        """Return 13 for M1, 14 for M2, … 17 for M5; 0 if the name does not say."""
-        match = re.match(r"applegpu_g(\d+)", self.architecture)
-        return int(match[1]) if match else 0
-
 
 _lock = threading.Lock()
 _checks: tuple[Check, ...] | None = None
@@ -101,34 +95,22 @@ def refusal() -> str | None:
     return found or _device_of_mlx().refusal
 
 
-def prefers_mlx() -> str | None:
-    """Return why MLX is expected to win here, or ``None``.
+def prefers_mlx(here: Host) -> str | None:
+    """Return why MLX is expected to win on ``here``, or ``None``.
 
     Nothing but MLX runs anywhere unless it was measured to be faster; this says what to expect.
     """
-    if refusal() is not None:
-        return None
-    gpu = describe_gpu()
-    if gpu.family < APPLE9:
+    if 0 < here.apple_generation < _M3:
         return (
-            f"{gpu.name} is older than the M3: copies into threadgroup memory are slow there, "
-            "so MLX runs unless it is measured to be slower on this machine"
+            f"{here.gpu_family}: copies into threadgroup memory are slow before the M3, so MLX "
+            "runs unless it is measured to be slower"
         )
-    if gpu.generation >= _M5 and mlx_has_matrix_kernels():
+    if here.apple_generation >= _M5 and here.mlx_has_matrix_kernels:
         return (
-            f"MLX uses the matrix units of {gpu.name}, which this engine does not, so MLX runs "
-            "unless it is measured to be slower on this machine"
+            f"{here.gpu_family}: MLX uses its matrix units and this engine does not, so MLX runs "
+            "unless it is measured to be slower"
         )
     return None
-
-
-def mlx_has_matrix_kernels() -> bool:
-    """Whether the installed MLX has kernels for M5's matrix units, and this macOS lets them run."""
-    try:
-        wheel = metadata.distribution("mlx-metal").read_text("WHEEL") or ""
-    except metadata.PackageNotFoundError:
-        return False
-    return "macosx_26" in wheel and system.macos_version() >= NAX_MACOS
 
 
 def _look() -> list[Check]:
