@@ -36,6 +36,7 @@ COMMANDS = {
     "relocate": "build_tools.commands.relocate",
     "repair-check": "build_tools.commands.repair_check",
     "reproduce": "build_tools.commands.reproduce",
+    "shaders": "build_tools.commands.shaders",
     "swift-test": "build_tools.commands.swift_test",
     "typecheck": "build_tools.commands.typecheck",
     "verify": "build_tools.commands.verify",

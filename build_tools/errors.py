@@ -33,3 +33,7 @@ class ToolchainError(BuildToolsError):
 
 class BuildError(BuildToolsError):
     """The native build failed, or its result is not what it must be."""
+
+
+class ShaderError(BuildToolsError):
+    """A shader pack, or a record of its sources, is damaged or does not cover what it must."""

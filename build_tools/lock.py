@@ -55,6 +55,7 @@ class Lock:
     header: HashedFile
     product: str
     requires: Mapping[str, str]
+    shader_packs: tuple[HashedFile, ...] = ()
 
     @property
     def repositories(self) -> tuple[Repository, ...]:
@@ -101,6 +102,10 @@ def parse(text: str) -> Lock:
         header=HashedFile(path=_relative(abi, "header"), sha256=_matching(abi, "sha256", _SHA256)),
         product=_text(build, "product"),
         requires={str(k): str(v) for k, v in _table(build, "requires").items()},
+        shader_packs=tuple(
+            HashedFile(path=_relative(item, "path"), sha256=_matching(item, "sha256", _SHA256))
+            for item in data.get("shader_packs", [])
+        ),
     )
 
 

@@ -14,13 +14,13 @@ import platform
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from build_tools import files, overlay, process, source, symbols, toolchain, typecheck
+from build_tools import files, overlay, process, shaders, source, symbols, toolchain, typecheck
 from build_tools.console import say, step
 from build_tools.errors import BuildError, ToolError
 from build_tools.relocate import macho
@@ -133,6 +133,7 @@ def _inputs(request: Request, tools: Toolchain) -> dict[str, Any]:
         "flags": [*_flags(lock, request.options)],
         "environment": _determinism(lock),
         "folder": str(request.canonical),
+        "shader_packs": [asdict(pack) for pack in lock.shader_packs],
     }
 
 
@@ -173,6 +174,7 @@ def _build(
             products = _compile(request, tools, room, log=log)
             stage = Path(temporary) / "stage"
             _collect(request.lock, tree, products, stage)
+            _embed_packs(request.lock, stage)
             header = room / "source" / request.lock.header.path
             library = next(stage.glob(f"lib{request.lock.product}.*"))
             if library.suffix == ".dylib":
@@ -195,6 +197,13 @@ def _build(
         }
         files.write_json(stage / MANIFEST, manifest)
         stage.rename(target)
+
+
+def _embed_packs(lock: Lock, stage: Path) -> None:
+    """Put the packs that the lock names into the folder that the library looks into."""
+    packs = tuple((source.ROOT / pack.path, pack.sha256) for pack in lock.shader_packs)
+    if packs:
+        shaders.embed(packs, stage / "shaders")
 
 
 def _private_folder(path: Path) -> Path:

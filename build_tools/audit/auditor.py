@@ -22,6 +22,7 @@ from build_tools.audit.metadata import (
     requires_dist,
 )
 from build_tools.audit.names import check_canonical, check_names
+from build_tools.audit.packs import check_packs, indexes
 from build_tools.audit.platforms import promises
 from build_tools.audit.policy import Policy
 from build_tools.audit.record import check_record
@@ -107,6 +108,7 @@ def _check(archive: Archive, contents: Mapping[str, Content]) -> Iterator[Findin
         sources = Sources(contents, _texts(archive, entry_point_modules(contents, folder)))
         yield from check_entry_points(contents, folder, sources)
         yield from check_sboms(contents, folder)
+    yield from check_packs(contents, _texts(archive, indexes(contents)))
     others = bool(folder) and requires_dist(contents, folder)
     site = site_of(contents, promises(identity.platforms), requires_others=others)
     yield from check_libraries(contents, site, wheel)

@@ -315,6 +315,11 @@ CODES: dict[str, tuple[str, str, str]] = {
         "The library carries debugging information.",
         "Split it off: objcopy --only-keep-debug, strip.",
     ),
+    "shader-pack": (
+        "error",
+        "A shader pack's index is malformed, or does not fit the files beside it.",
+        "Make the pack again: python -m build_tools shaders pack.",
+    ),
     # what a policy may demand
     "abi-missing": (
         "error",

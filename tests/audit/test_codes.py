@@ -260,6 +260,16 @@ case("sbom-invalid", "cdx.json")(with_sbom("[" * 100_000))
 case("sbom-disagrees", "cdx.json")(with_sbom(cyclonedx("demo/__init__.py", "0" * 64)))
 case("sbom-disagrees", "cdx.json")(with_sbom(cyclonedx("demo/gone.py", "0" * 64)))
 
+
+def with_pack(index: str) -> Callable[[Path], Path]:
+    files = {**Recipe().files, "demo/_native/shaders/index.json": index.encode()}
+    return lambda folder: Recipe(files=files).write(folder)
+
+
+case("shader-pack", "index.json")(with_pack("{"))
+case("shader-pack", "index.json")(with_pack('{"format": 2}'))
+case("shader-pack", "index.json")(with_pack('{"format": 1, "libraries": {"a": {"file": []}}}'))
+
 # ---------------------------------------------------------------- RECORD
 
 

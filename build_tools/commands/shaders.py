@@ -1,0 +1,129 @@
+"""Shader packs: record the sources that Qwen-Image needs, compile them on a Mac, verify a pack.
+
+``record`` runs wherever ``typecheck`` does (upstream's own generator, against stand-in Apple
+modules); ``pack`` needs a Mac with the Metal toolchain; ``verify`` runs anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from build_tools import kernels, overlay, remotes, shader_compiler, shaders, source, typecheck
+from build_tools import lock as locks
+from build_tools.commands import common
+from build_tools.console import say, stdout, step
+from build_tools.errors import ShaderError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from build_tools.kernels import Found
+
+HELP = "record, compile and verify the shaders that a wheel carries"
+# As upstream compiles, with the system's defaults; a key that a Mac asks for says whether it holds.
+OPTIONS = "language=3.2 math=fast functions=fast optimization=default invariance=no macros="
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add ``record``, ``pack`` and ``verify``."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    record = actions.add_parser("record", help="write the sources (anywhere with Swift)")
+    record.add_argument("folder", type=Path, help="new folder for the sources")
+    common.add_lock(record)
+    common.add_overlay(record)
+    remotes.add_arguments(record)
+    record.add_argument(
+        "--work", type=Path, default=source.ROOT / "build" / "typecheck", metavar="DIR"
+    )
+    pack = actions.add_parser("pack", help="compile a record (a Mac with the Metal toolchain)")
+    pack.add_argument("record", type=Path, help="folder that `record` wrote")
+    pack.add_argument("folder", type=Path, help="new folder for the pack")
+    pack.add_argument("--xcrun", default="/usr/bin/xcrun", help="default: %(default)s")
+    common.add_log(pack)
+    verify = actions.add_parser("verify", help="check a pack, and what it covers")
+    verify.add_argument("folder", type=Path, help="the pack")
+    verify.add_argument("--record", type=Path, help="the sources that it must cover")
+    verify.add_argument(
+        "--report", type=Path, action="append", default=[], metavar="FILE",
+        help="of `qwen-mfa selftest --metal`: every shader that this Mac asked for must be covered",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do one of the three."""
+    return {"record": _record, "pack": _pack, "verify": _verify}[args.action](args)
+
+
+def _record(args: argparse.Namespace) -> int:
+    log = common.log_file(args)
+    lock = locks.load(args.lock)
+    tree = source.obtain(lock, cache=args.cache, log=log, remotes=remotes.from_arguments(args))
+    repairs = overlay.load(args.overlay)
+    library, apple = typecheck.compile_tree(tree, repairs, work=args.work.resolve(), log=log)
+    with step("Metal sources for Qwen-Image"):
+        found = kernels.classes(kernels.Generator(library, apple))
+    commits = {repo.path or lock.name: repo.commit for repo in lock.repositories}
+    made = write(args.folder, commits, found)
+    say(f"{len(made.sources)} sources in {args.folder}")
+    return 0
+
+
+def write(folder: Path, commits: dict[str, str], found: list[Found]) -> shaders.Record:
+    """Write what upstream's generator gave as a record."""
+    sources = {}
+    for entry in found:
+        case, item = entry.item.case, entry.item
+        if shaders.key_of(OPTIONS, item.source) != item.key:
+            msg = (
+                f"{case}: the library asks for key {item.key}, which is not that of its source "
+                f"with {OPTIONS!r}: upstream's compile options have changed"
+            )
+            raise ShaderError(msg)
+        described = shaders.Source(
+            key=item.key,
+            family=case.family,
+            input=case.input,
+            intermediate=case.intermediate,
+            variant=case.variant,
+            lengths=entry.lengths,
+            sha256=item.sha256,
+        )
+        sources[described] = item.source
+    return shaders.write_record(folder, commits=commits, options=OPTIONS, sources=sources)
+
+
+def _pack(args: argparse.Namespace) -> int:
+    record = shaders.load_record(args.record)
+    left_out = shader_compiler.pack(
+        record, args.folder, xcrun=args.xcrun, log=common.log_file(args)
+    )
+    for text in left_out:
+        say(f"left out (its other variant compiles): {text}")
+    stdout.print(f"{args.folder}: {len(record.sources) - len(left_out)} libraries", markup=False)
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    libraries = shaders.load_pack(args.folder)["libraries"]
+    missing = []
+    if args.record is not None:
+        missing += shaders.uncovered(libraries, shaders.load_record(args.record).sources)
+    for path in args.report:
+        missing += [f"{key}, asked for in {path}" for key in _asked(path) if key not in libraries]
+    if missing:
+        listed = "".join(f"\n  {text}" for text in missing)
+        msg = f"the pack {args.folder} does not cover:{listed}"
+        raise ShaderError(msg)
+    stdout.print(f"{args.folder}: {len(libraries)} libraries, sound", markup=False)
+    return 0
+
+
+def _asked(path: Path) -> list[str]:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        return [str(origin["key"]) for origin in report["sections"]["proof"]["origins"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"{path} is no report with shader origins ({error!r})"
+        raise ShaderError(msg) from error
