@@ -65,6 +65,7 @@ def pack(record: Record, target: Path, *, xcrun: str, log: Path) -> list[str]:
     if target.exists():
         msg = f"{target} exists; remove it, or name another folder"
         raise ShaderError(msg)
+    xcrun = str(Path(process.find(xcrun, hint=HINT)).absolute())
     metal, metallib = ([xcrun, "-sdk", "macosx", tool] for tool in ("metal", "metallib"))
     try:
         compiler = process.capture([*metal, "--version"]).splitlines()[0]

@@ -110,3 +110,23 @@ def test_a_leak_is_seen(mac: StandinMac, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(execute, "attention", leaking)
     assert "bytes more after 300 calls" in metal_sections.leak(quick=True)["failures"][0]
     del mac
+
+
+def test_doctor_says_where_shaders_come_from(
+    mac: StandinMac, children: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qwen_mfa.cli import doctor
+
+    real = selftest_metal.in_child
+    # Attention in the stand-in's plain loops takes long: the section's own small shapes.
+    monkeypatch.setattr(
+        selftest_metal, "in_child", lambda name, **o: real(name, **{**o, "quick": True})
+    )
+    children("rejects_asm=1")
+    lines = doctor._shaders()
+    # bfloat16 with both kernels, float16 with the accurate one alone.
+    assert len(lines) == 3
+    assert all("(plain): macOS's own compiler" in line for line in lines)
+    children("rejects_asm=1 rejects_plain=1")
+    assert "Install a wheel with a shader pack" in doctor._shaders()[-1]
+    del mac

@@ -152,8 +152,8 @@ def test_no_compiler(
     [
         (OPTIONS, ["-mmacosx-version-min=15.0", "-std=metal3.2", "-ffast-math"]),
         (
-            "language=4.0 math=safe functions=precise optimization=size invariance=yes "
-            "macros=A=1,B=2",
+            OPTIONS.replace("3.2", "4.0").replace("math=fast", "math=safe")
+            .replace("default", "size").replace("=no", "=yes") + "A=1,B=2",
             ["-mmacosx-version-min=15.0", "-std=metal4.0", "-fno-fast-math", "-Os",
              "-fpreserve-invariance", "-DA=1", "-DB=2"],
         ),

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import qwen_mfa
 from qwen_mfa import advice, candidates, decisions, dispatch, host
-from qwen_mfa.cli import info
+from qwen_mfa.cli import info, selftest_metal
 from qwen_mfa.cli.explain import finding_as_json
 from qwen_mfa.cli.table import seconds, table
 from qwen_mfa.errors import BackendError
+from qwen_mfa.kernels.metal import device
 from qwen_mfa.problem import Problem
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ HELP = "check this installation and say what would make it faster"
 TEXT_TOKENS = 100
 IMAGES = {"512 x 512": 1024, "1024 x 1024": 4096, "1328 x 1328": 6889}
 MEBIBYTE = 1 << 20
+_SHADER_LIMIT = 300.0  # seconds
 _WIDEST = 60  # of a reason in the table; --json and `explain` have all of it
 
 
@@ -45,6 +47,7 @@ class Report:
     cache: dict[str, Any]
     failures: dict[str, str]
     advice: list[Advice]
+    shaders: tuple[str, ...] = ()
 
     @property
     def status(self) -> int:
@@ -97,7 +100,16 @@ def examine(*, forget: bool = False) -> Report:
         },
         failures={name: kept.failure(name) for name in names if kept.failure(name)},
         advice=advice.give(here, library["state"], library.get("reason", ""), findings),
+        shaders=_shaders(),
     )
+
+
+def _shaders() -> tuple[str, ...]:
+    """Say where the Metal engine's shaders come from, where it can run; asked in a child."""
+    if device.refusal() is not None:
+        return ()
+    found = selftest_metal.in_child("shaders", quick=False, limit=_SHADER_LIMIT)
+    return (*found.get("shaders", ()), *found["failures"])
 
 
 def _choice(image_tokens: int) -> Choice | str:
@@ -140,6 +152,7 @@ def as_json(report: Report) -> dict[str, Any]:
             for title, choice in report.choices.items()
         },
         "cache": report.cache,
+        "shaders": report.shaders,
         "failures": report.failures,
         "advice": [x.text for x in report.advice],
     }
@@ -168,6 +181,7 @@ def as_text(report: Report) -> str:
         *(f"{'' if i else 'library':<8} {line}" for i, line in enumerate(native)),
         f"cache    {report.cache['file']}, {report.cache['records']} records",
         *(f"         note: {note}" for note in report.cache["notes"]),
+        *(f"shader   {text}" for text in report.shaders),
         *(f"failed   {name} (last time): {why}" for name, why in report.failures.items()),
         "",
         (

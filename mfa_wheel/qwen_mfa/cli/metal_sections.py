@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from qwen_mfa import tuning
 from qwen_mfa.cli.selftest_metal import answer
+from qwen_mfa.errors import QwenMfaError
 from qwen_mfa.inputs import draw
 from qwen_mfa.kernels import metal
 from qwen_mfa.kernels.metal import shaders
@@ -28,6 +29,7 @@ MASKS = ("none", "causal", "bool", "additive")
 LENGTHS = ((256, 256), (1124, 1124), (1024, 1124), (1124, 1024))
 QUICK_LENGTHS = ((24, 24), (24, 31), (31, 24))
 HEAD_DIMS = (128, 64)
+SHADER_LENGTHS = (256, 1124)  # one for each masking strategy
 TOKENS = (1124, 4196, 6989)  # 512, 1024 and 1328 pixels square, with 100 text tokens
 CALLS, QUICK_CALLS = 5000, 300
 WARM = 100
@@ -76,6 +78,21 @@ def _variants(*, quick: bool) -> Iterator[Problem]:
                     yield problem(seq_q, seq_kv, dtype=dtype, mask=mask, dim=dim)
 
 
+def shaders_alone(*, quick: bool) -> dict[str, Any]:
+    """Ask for the shaders of Qwen-Image's shapes, with one head, and say where they came from."""
+    failures = []
+    for kernel in KERNELS:
+        for dtype in ("bfloat16", "float16"):
+            for length in (40,) if quick else SHADER_LENGTHS:
+                each = problem(length, length, dtype=dtype, heads=1, dim=16 if quick else 128)
+                if kernel.refuses(each) is None:
+                    try:
+                        mx.eval(kernel.run(each, draw(each).call))
+                    except QwenMfaError as error:
+                        failures.append(f"{kernel.name}, {dtype}: {error}")
+    return {"shaders": [str(origin) for origin in shaders.origins()], "failures": failures}
+
+
 def leak(*, quick: bool) -> dict[str, Any]:
     """Call thousands of times and see what memory grows by."""
     calls = QUICK_CALLS if quick else CALLS
@@ -111,7 +128,7 @@ def timing(*, quick: bool) -> dict[str, Any]:
     return {"rows": rows, "failures": []}
 
 
-SECTIONS = {"proof": proof, "leak": leak, "timing": timing}
+SECTIONS = {"proof": proof, "shaders": shaders_alone, "leak": leak, "timing": timing}
 
 if __name__ == "__main__":
     answer(SECTIONS[sys.argv[1]](quick="--quick" in sys.argv[2:]))
