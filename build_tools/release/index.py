@@ -8,40 +8,33 @@ storage: those three are added to its answers here.
 from __future__ import annotations
 
 import html
+import http.client
 import re
+import socket
+import subprocess
+import sys
 import threading
+import time
 import zipfile
 from dataclasses import dataclass, field
 from email.parser import BytesHeaderParser
-from socketserver import ThreadingMixIn
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-import pypiserver
+from build_tools.errors import ToolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
     from pathlib import Path
     from types import TracebackType
 
     from typing_extensions import Self
 
 HOST = "127.0.0.1"
-REPLACED = ("content-length", "accept-ranges")
 LINK = re.compile(r'<a href="(?P<href>[^"]+)">(?P<file>[^<]+)</a>')
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """One thread a request: installers open several connections."""
-
-    daemon_threads = True
-
-
-class _Quiet(WSGIRequestHandler):
-    """Keeps requests off the console; the rehearsal reports what matters."""
-
-    def log_message(self, *args: Any) -> None:
-        """Say nothing."""
+STARTING = 60.0  # seconds
+# Whole answers only: ranges and conditions would be judged before the body is changed.
+PASSED_ON = ("content-type", "authorization")
+PASSED_BACK = ("content-type", "location")
 
 
 @dataclass(kw_only=True)
@@ -59,12 +52,16 @@ class Index:
     folder: Path
     yanked: dict[str, str] = field(default_factory=dict)
     tampered: dict[str, bytes] = field(default_factory=dict)
-    _server: WSGIServer | None = field(default=None, init=False, repr=False)
+    backend: int = field(default=0, init=False)
+    _server: ThreadingHTTPServer | None = field(default=None, init=False, repr=False)
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
 
     @property
     def upload_url(self) -> str:
         """Where files are uploaded to."""
-        assert self._server is not None, "the index is not open"  # noqa: S101 - misuse by us
+        if self._server is None:
+            msg = "the index is not open; use it in a with statement"
+            raise ToolError(msg)
         return f"http://{HOST}:{self._server.server_port}/"
 
     @property
@@ -73,18 +70,28 @@ class Index:
         return f"{self.upload_url}simple/"
 
     def __enter__(self) -> Self:
-        """Listen on a free port of the loopback interface."""
+        """Start pypiserver, and listen in front of it, on free ports of the loopback interface.
+
+        Raises:
+            ToolError: pypiserver does not start.
+
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        app = pypiserver.app(
-            roots=[self.folder],
-            authenticate=[],
-            password_file=".",  # noqa: S106 - pypiserver's way to say that there is none
-            disable_fallback=True,
-            hash_algo="sha256",
+        self.backend = _free_port()
+        command = [
+            sys.executable, "-m", "pypiserver", "run", "--interface", HOST,
+            "--port", str(self.backend), "--authenticate", ".", "--passwords", ".",
+            "--disable-fallback", "--hash-algo", "sha256", str(self.folder),
+        ]  # fmt: skip
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        self._server = make_server(
-            HOST, 0, _Front(app, self), server_class=_Server, handler_class=_Quiet
-        )
+        try:
+            self._wait()
+            self._server = ThreadingHTTPServer((HOST, 0), type("Front", (_Front,), {"index": self}))
+        except BaseException:
+            self._stop()
+            raise
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
@@ -94,69 +101,118 @@ class Index:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop listening."""
+        """Stop both."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+        self._stop()
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Answer:
-    """What the application said: status, headers, body."""
-
-    status: str
-    headers: list[tuple[str, str]]
-    body: bytes
-
-
-class _Front:
-    """A WSGI application around pypiserver's."""
-
-    def __init__(self, app: Callable[..., Iterable[bytes]], index: Index) -> None:
-        self._app = app
-        self._index = index
-
-    def __call__(
-        self, environ: dict[str, Any], start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
-        answer = self._ask(environ)
-        path = str(environ.get("PATH_INFO", ""))
-        body = answer.body
-        if answer.status.startswith("200") and path.startswith("/simple/"):
-            body = LINK.sub(self._link, body.decode("utf-8")).encode("utf-8")
-        elif answer.status.startswith("200") and path.startswith("/packages/"):
-            body = self._index.tampered.get(path.rpartition("/")[2], body)
-        kept = [(k, v) for k, v in answer.headers if k.lower() not in REPLACED]
-        start_response(answer.status, [*kept, ("Content-Length", str(len(body)))])
-        return [body]
-
-    def _ask(self, environ: dict[str, Any]) -> _Answer:
-        said: list[Any] = []
-        # Whole answers only: ranges and conditions would be judged before the body is changed, and
-        # the server leaves the body of a HEAD request out by itself.
-        for name in ("HTTP_RANGE", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH"):
-            environ.pop(name, None)
-        if environ["REQUEST_METHOD"] == "HEAD":
-            environ["REQUEST_METHOD"] = "GET"
-        parts = self._app(environ, lambda status, headers, *_: said.extend((status, headers)))
+    def ask(self, method: str, path: str, headers: dict[str, str], body: bytes | None) -> Answer:
+        """Return pypiserver's answer, with what it lacks."""
+        connection = http.client.HTTPConnection(HOST, self.backend, timeout=120)
         try:
-            body = b"".join(parts)
+            connection.request(method, path, body=body, headers=headers)
+            said = connection.getresponse()
+            found = Answer(status=said.status, headers=said.getheaders(), body=said.read())
         finally:
-            close = getattr(parts, "close", None)
-            if close is not None:
-                close()
-        return _Answer(status=said[0], headers=said[1], body=body)
+            connection.close()
+        if found.status != http.client.OK:
+            return found
+        if path.startswith("/simple/"):
+            text = LINK.sub(self._link, found.body.decode("utf-8"))
+            return Answer(status=found.status, headers=found.headers, body=text.encode("utf-8"))
+        content = self.tampered.get(path.rpartition("/")[2], found.body)
+        return Answer(status=found.status, headers=found.headers, body=content)
 
     def _link(self, match: re.Match[str]) -> str:
         name = html.unescape(match["file"])
         more = ""
-        needs = requires_python(self._index.folder / name)
+        needs = requires_python(self.folder / name)
         if needs:
             more += f' data-requires-python="{html.escape(needs)}"'
-        if name in self._index.yanked:
-            more += f' data-yanked="{html.escape(self._index.yanked[name])}"'
+        if name in self.yanked:
+            more += f' data-yanked="{html.escape(self.yanked[name])}"'
         return f'<a href="{match["href"]}"{more}>{match["file"]}</a>'
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + STARTING
+        while not self._answers():
+            ended = self._process is None or self._process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                msg = "pypiserver does not start; run `python -m pypiserver run` to see why"
+                raise ToolError(msg)
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        try:
+            self.ask("GET", "/health", {}, None)
+        except OSError:
+            return False
+        return True
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a server said."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+class _Front(BaseHTTPRequestHandler):
+    """Passes requests on to ``index``, one connection each."""
+
+    index: Index
+
+    def do_GET(self) -> None:
+        self._pass_on("GET")
+
+    def do_HEAD(self) -> None:
+        self._pass_on("GET", send_body=False)
+
+    def do_POST(self) -> None:
+        self._pass_on("POST")
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing; the rehearsal reports what matters."""
+
+    def _pass_on(self, method: str, *, send_body: bool = True) -> None:
+        body = self._body() if method == "POST" else None
+        kept = {k: v for k, v in self.headers.items() if k.lower() in PASSED_ON}
+        answer = self.index.ask(method, self.path, kept, body)
+        self.send_response(answer.status)
+        for name, value in answer.headers:
+            if name.lower() in PASSED_BACK:
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        if send_body:
+            self.wfile.write(answer.body)
+
+    def _body(self) -> bytes:
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        pieces = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            pieces.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(pieces)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def requires_python(path: Path) -> str:

@@ -1,0 +1,166 @@
+"""A small rehearsal: the index, its users, and the table; `make rehearse` is the whole of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from build_tools.release import files, recipients, rehearsal, standin, users
+from build_tools.release.errors import ReleaseError
+from build_tools.release.index import HOST, Index
+from build_tools.release.recipients import MACHINES, Machine, Row
+from build_tools.release.rehearsal import Report
+from build_tools.release.users import User
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from build_tools.release.project import Project
+
+
+@pytest.fixture
+def index(dist: Path, tmp_path: Path) -> Iterator[Index]:
+    """An index to which the release was uploaded."""
+    with Index(folder=tmp_path / "index") as opened:
+        done = rehearsal.publish(opened, files.distributions(dist))
+        assert done.status == 0, done.text
+        yield opened
+
+
+def _read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310 - loopback
+        return str(answer.read().decode("utf-8"))
+
+
+def _user(folder: Path, index: Index, installer: str) -> User:
+    python = Path(sys.executable).resolve()
+    return User(folder=folder / installer, python=python, installer=installer, url=index.url)
+
+
+def test_the_index_listens_on_loopback_only(index: Index) -> None:
+    assert index.url.startswith(f"http://{HOST}:")
+    assert HOST == "127.0.0.1"
+
+
+def test_the_listing(index: Index, pure: Path) -> None:
+    plain = _read(f"{index.url}qwen-mfa/")
+    assert f"#sha256={files.sha256(pure)}" in plain
+    assert plain.count('data-requires-python="&gt;=3.10"') == 4  # the wheels
+    assert "data-yanked" not in plain
+    index.yanked[pure.name] = 'has "a" defect'
+    assert 'data-yanked="has &quot;a&quot; defect"' in _read(f"{index.url}qwen-mfa/")
+
+
+def test_nothing_is_served_after_it_was_closed(dist: Path, tmp_path: Path) -> None:
+    with Index(folder=tmp_path / "index") as index:
+        url = index.url
+    with pytest.raises(urllib.error.URLError):
+        _read(url)
+
+
+def test_who_gets_what(index: Index, subject: Project, root: Path) -> None:
+    rows = recipients.rows(subject.version, url=index.url, ask_mlx=False)
+    assert recipients.surprises(rows) == []
+    documented = recipients.pairs(root / recipients.DOCUMENT)
+    assert documented == {row.machine.name: row.gets for row in rows}
+
+
+def test_surprises_are_told() -> None:
+    machine = Machine(name="X", platforms=("win_amd64",), expected=recipients.METAL)
+    row = Row(machine=machine, file="qwen_mfa-1.0-py3-none-any.whl", mlx=None)
+    (told,) = recipients.surprises([row])
+    assert told == "X gets qwen_mfa-1.0-py3-none-any.whl, not the wheel with: Metal engine"
+
+
+def test_a_machine_without_a_file(index: Index) -> None:
+    with pytest.raises(ReleaseError, match="No matching distribution"):
+        recipients.choose(MACHINES[0], "99.0", url=index.url)
+
+
+def test_the_document_is_read_back(tmp_path: Path) -> None:
+    rows = [Row(machine=each, file="qwen_mfa-1.0-py3-none-any.whl", mlx=True) for each in MACHINES]
+    path = tmp_path / "page.md"
+    path.write_text(recipients.document(rows, "1.0"), encoding="utf-8")
+    assert recipients.version_of(path) == "1.0"
+    assert recipients.pairs(path) == {each.name: recipients.MLX_ONLY for each in MACHINES}
+
+
+@pytest.mark.parametrize("installer", users.INSTALLERS)
+def test_a_user(index: Index, subject: Project, tmp_path: Path, installer: str) -> None:
+    user = _user(tmp_path, index, installer)
+    user.create()
+    user.install("--no-deps", "qwen-mfa")
+    assert user.installed() == subject.version
+    manifest = user.manifest()
+    assert manifest is None or manifest["engine"] == standin.ENGINE
+    before = user.files()
+    assert users.left_behind(before, before)
+    user.uninstall()
+    assert users.left_behind(before, user.files()) == []
+
+
+@pytest.mark.parametrize("installer", users.INSTALLERS)
+def test_an_exchanged_file_is_refused(
+    index: Index, dist: Path, tmp_path: Path, installer: str
+) -> None:
+    report = Report()
+    user = _user(tmp_path, index, installer)
+    probe = _user(tmp_path / "probe", index, installer)
+    probe.create()
+    probe.install("--no-deps", "qwen-mfa")
+    platform = probe.tag().rpartition("-")[2]
+    (wheel,) = dist.glob(f"*-{platform}.whl")
+    rehearsal.check_damage(report, user, index, wheel)
+    assert report.failed == []
+    assert len(report.passed) == 2
+
+
+def test_a_failure_is_reported_and_does_not_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report()
+
+    def fail() -> None:
+        msg = "no good"
+        raise ValueError(msg)
+
+    report.check("one", fail)
+    report.check("two", lambda: "fine")
+    assert report.failed == ["one: no good"]
+    assert report.passed == ["two: fine"]
+    assert "FAILED  one: no good" in capsys.readouterr().err
+
+
+def test_left_behind() -> None:
+    before = {"lib/a.py"}
+    after = {"lib/a.py", "lib/__pycache__/a.pyc", "lib/new.txt", "lib/qwen_mfa/__pycache__"}
+    assert users.left_behind(before, after) == ["lib/new.txt", "lib/qwen_mfa/__pycache__"]
+
+
+def test_the_pythons_of_this_machine() -> None:
+    found = users.pythons()
+    assert f"3.{sys.version_info.minor}" in found
+    for version, path in found.items():
+        done = subprocess.run(
+            [path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == version
+
+
+def test_a_stand_in_says_so(dist: Path) -> None:
+    paths = [path for path in dist.iterdir() if standin.BUILD_TAG in path.name]
+    assert len(paths) == 3
+    for path in paths:
+        told = files.manifest(path)
+        assert told is not None
+        assert told["engine"] == "stand-in"
+        with zipfile.ZipFile(path) as archive:
+            (name,) = [n for n in archive.namelist() if "/libMFAFFI." in n]
+            magic = archive.read(name)[:4]
+        assert magic == (b"\xcf\xfa\xed\xfe" if "macosx" in path.name else b"\x7fELF")
