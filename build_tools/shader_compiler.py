@@ -23,7 +23,11 @@ HINT = (
     "MetalToolchain)."
 )
 TIME_LIMIT = 300.0
-_MATH = {"fast": ["-ffast-math"], "relaxed": ["-ffast-math"], "safe": ["-fno-fast-math"]}
+# Option in a key -> flag and the values that it takes.
+_MATH = {
+    "math": ("-fmetal-math-mode", ("fast", "relaxed", "safe")),
+    "functions": ("-fmetal-math-fp32-functions", ("fast", "precise")),
+}
 
 
 def flags(options: str) -> list[str]:
@@ -37,13 +41,14 @@ def flags(options: str) -> list[str]:
     words = dict(word.partition("=")[::2] for word in options.split(" "))
     try:
         result = [f"-mmacosx-version-min={oldest}", f"-std=metal{words['language']}"]
-        result += _MATH[words["math"]]
+        for name, (flag, values) in _MATH.items():
+            result.append(f"{flag}={values[values.index(words[name])]}")
         if words["optimization"] == "size":
             result.append("-Os")
         if words["invariance"] == "yes":
             result.append("-fpreserve-invariance")
         macros = words["macros"]
-    except KeyError as error:
+    except (KeyError, ValueError) as error:
         msg = f"compile options {options!r} are not understood ({error})"
         raise ShaderError(msg) from error
     return result + [f"-D{macro}" for macro in macros.split(",") if macro]

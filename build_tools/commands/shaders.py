@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from build_tools.kernels import Found
 
 HELP = "record, compile and verify the shaders that a wheel carries"
-# As upstream compiles, with the system's defaults; a key that a Mac asks for says whether it holds.
-OPTIONS = "language=3.2 math=fast functions=fast optimization=default invariance=no macros="
+# As upstream asks, with the math mode that our overlay always says. The functions are the system's
+# default; a key that a Mac asks for says whether that holds.
+OPTIONS = "language=3.2 math=relaxed functions=fast optimization=default invariance=no macros="
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

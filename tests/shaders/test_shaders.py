@@ -150,12 +150,13 @@ def test_no_compiler(
 @pytest.mark.parametrize(
     ("options", "flags"),
     [
-        (OPTIONS, ["-mmacosx-version-min=15.0", "-std=metal3.2", "-ffast-math"]),
+        (OPTIONS, ["-mmacosx-version-min=15.0", "-std=metal3.2", "-fmetal-math-mode=relaxed",
+                   "-fmetal-math-fp32-functions=fast"]),
         (
-            OPTIONS.replace("3.2", "4.0").replace("math=fast", "math=safe")
+            OPTIONS.replace("3.2", "4.0").replace("math=relaxed", "math=safe")
             .replace("default", "size").replace("=no", "=yes") + "A=1,B=2",
-            ["-mmacosx-version-min=15.0", "-std=metal4.0", "-fno-fast-math", "-Os",
-             "-fpreserve-invariance", "-DA=1", "-DB=2"],
+            ["-mmacosx-version-min=15.0", "-std=metal4.0", "-fmetal-math-mode=safe",
+             "-fmetal-math-fp32-functions=fast", "-Os", "-fpreserve-invariance", "-DA=1", "-DB=2"],
         ),
     ],
 )  # fmt: skip

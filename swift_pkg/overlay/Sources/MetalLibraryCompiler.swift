@@ -90,6 +90,7 @@ final class ShaderLibraries: @unchecked Sendable {
   func library(device: MTLDevice, source: String, options: MTLCompileOptions?) throws -> MTLLibrary
   {
     if let mistake = policy.mistake { throw MetalLibraryCompilerError(attempts: [mistake]) }
+    let options = ShaderText.settled(options)
     let forms = ShaderText.forms(of: source, options: options, forced: policy.variant)
     let name = "\(device.registryID) \(forms[0].key)"
     lock.lock()
@@ -101,7 +102,7 @@ final class ShaderLibraries: @unchecked Sendable {
     return try result.get()
   }
 
-  private func search(device: MTLDevice, forms: [ShaderText], options: MTLCompileOptions?)
+  private func search(device: MTLDevice, forms: [ShaderText], options: MTLCompileOptions)
     -> Result<MTLLibrary, MetalLibraryCompilerError>
   {
     let start = Date()
@@ -144,7 +145,7 @@ final class ShaderLibraries: @unchecked Sendable {
     }
   }
 
-  private func fromXcrun(_ form: ShaderText, device: MTLDevice, options: MTLCompileOptions?) throws
+  private func fromXcrun(_ form: ShaderText, device: MTLDevice, options: MTLCompileOptions) throws
     -> MTLLibrary?
   {
     guard let xcrun = policy.xcrun else {

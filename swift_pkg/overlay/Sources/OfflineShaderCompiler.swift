@@ -25,7 +25,7 @@ struct OfflineShaderCompiler {
   }
 
   /// Compile `text` into `folder` and return the library and what the compiler calls itself.
-  func compile(_ text: ShaderText, options: MTLCompileOptions?, in folder: URL) throws
+  func compile(_ text: ShaderText, options: MTLCompileOptions, in folder: URL) throws
     -> (library: URL, compiler: String)
   {
     let source = folder.appendingPathComponent("shader.metal")
@@ -43,12 +43,12 @@ struct OfflineShaderCompiler {
   }
 
   /// Flags that say to the offline compiler what `options` say to the run-time one.
-  static func flags(_ options: MTLCompileOptions?) -> [String] {
+  static func flags(_ options: MTLCompileOptions) -> [String] {
     var flags = ["-mmacosx-version-min=\(minimumOS)"]
-    guard let options else { return flags }
     // "metal3.2"; the form with "macos-" before it ended with 2.4.
     flags.append("-std=metal\(ShaderText.language(options))")
-    flags.append(options.mathMode == .safe ? "-fno-fast-math" : "-ffast-math")
+    flags.append("-fmetal-math-mode=\(ShaderText.math(options))")
+    flags.append("-fmetal-math-fp32-functions=\(ShaderText.functions(options))")
     if options.preserveInvariance { flags.append("-fpreserve-invariance") }
     if options.optimizationLevel == .size { flags.append("-Os") }
     flags += (options.preprocessorMacros ?? [:]).map { "-D\($0.key)=\($0.value)" }.sorted()

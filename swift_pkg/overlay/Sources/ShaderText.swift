@@ -23,7 +23,7 @@ struct ShaderText {
   ///
   /// A source without a `simdgroup_event` has one form, whatever is forced.
   static func forms(
-    of source: String, options: MTLCompileOptions?, forced: ShaderVariant?
+    of source: String, options: MTLCompileOptions, forced: ShaderVariant?
   ) -> [ShaderText] {
     let whole = source.replacingOccurrences(of: include, with: embeddedBFloatHeader)
     let variants: [ShaderVariant] =
@@ -36,22 +36,38 @@ struct ShaderText {
   }
 
   /// SHA-256 of one line that states the options, and the source.
-  static func key(source: String, options: MTLCompileOptions?) -> String {
+  static func key(source: String, options: MTLCompileOptions) -> String {
     hexadecimal(of: Data((describe(options) + "\n" + source).utf8))
+  }
+
+  /// The options that are really compiled with: those given, with the math mode said explicitly.
+  ///
+  /// What it is when nobody says so depends on the system, and a key must not. Relaxed is what Apple
+  /// documents as the default on Apple silicon; unlike fast, it honours infinities and NaN.
+  static func settled(_ given: MTLCompileOptions?) -> MTLCompileOptions {
+    let options = MTLCompileOptions()
+    if let given {
+      options.languageVersion = given.languageVersion
+      options.optimizationLevel = given.optimizationLevel
+      options.preserveInvariance = given.preserveInvariance
+      options.preprocessorMacros = given.preprocessorMacros
+      options.mathFloatingPointFunctions = given.mathFloatingPointFunctions
+    }
+    options.mathMode = given?.mathMode == .safe ? .safe : .relaxed
+    return options
   }
 
   static func hexadecimal(of data: Data) -> String {
     SHA256.hash(data: data).map { String(format: "%02x", $0) }.joined()
   }
 
-  /// `language=3.2 math=fast functions=fast optimization=default invariance=no macros=A=1,B=2`
-  static func describe(_ options: MTLCompileOptions?) -> String {
-    guard let options else { return "defaults" }
+  /// `language=3.2 math=relaxed functions=fast optimization=default invariance=no macros=A=1,B=2`
+  static func describe(_ options: MTLCompileOptions) -> String {
     let macros = (options.preprocessorMacros ?? [:]).map { "\($0.key)=\($0.value)" }.sorted()
     return [
       "language=\(language(options))",
       "math=\(math(options))",
-      "functions=\(options.mathFloatingPointFunctions == .precise ? "precise" : "fast")",
+      "functions=\(functions(options))",
       "optimization=\(options.optimizationLevel == .size ? "size" : "default")",
       "invariance=\(options.preserveInvariance ? "yes" : "no")",
       "macros=\(macros.joined(separator: ","))",
@@ -61,6 +77,10 @@ struct ShaderText {
   static func language(_ options: MTLCompileOptions) -> String {
     let raw = options.languageVersion.rawValue
     return "\(raw >> 16).\(raw & 0xFFFF)"
+  }
+
+  static func functions(_ options: MTLCompileOptions) -> String {
+    options.mathFloatingPointFunctions == .precise ? "precise" : "fast"
   }
 
   static func math(_ options: MTLCompileOptions) -> String {

@@ -77,7 +77,7 @@ final class CompilerTests: OverlayTestCase {
 
   func testASourceWithoutEventsHasOneForm() throws {
     for variant in ShaderVariant.allCases {
-      let forms = ShaderText.forms(of: Self.simpleSource, options: nil, forced: variant)
+      let forms = ShaderText.forms(of: Self.simpleSource, options: options(), forced: variant)
       XCTAssertEqual(forms.map(\.source), [Self.simpleSource])
     }
   }
@@ -130,22 +130,35 @@ final class CompilerTests: OverlayTestCase {
     let changes: [(MTLCompileOptions) -> Void] = [
       { $0.languageVersion = .version3_1 },
       { $0.mathMode = .safe },
-      { $0.mathMode = .relaxed },
       { $0.mathFloatingPointFunctions = .precise },
       { $0.optimizationLevel = .size },
       { $0.preserveInvariance = true },
       { $0.preprocessorMacros = ["A": "1" as NSString] },
     ]
-    var keys: Set<String> = [
-      ShaderText.key(source: "x", options: nil), ShaderText.key(source: "x", options: options()),
-      ShaderText.key(source: "y", options: options()),
-    ]
+    func key(_ source: String, _ given: MTLCompileOptions?) -> String {
+      ShaderText.key(source: source, options: ShaderText.settled(given))
+    }
+    var keys: Set<String> = [key("x", nil), key("x", options()), key("y", options())]
     for change in changes {
       let changed = options()
       change(changed)
-      keys.insert(ShaderText.key(source: "x", options: changed))
+      keys.insert(key("x", changed))
     }
     XCTAssertEqual(keys.count, changes.count + 3)
+  }
+
+  func testTheSystemsDefaultMathModeIsNotInTheKey() throws {
+    let line = "language=3.2 math=relaxed functions=fast optimization=default invariance=no macros="
+    for mode in [MTLMathMode.fast, .relaxed] {
+      let given = options()
+      given.mathMode = mode
+      XCTAssertEqual(ShaderText.describe(ShaderText.settled(given)), line)
+      let device = device()
+      _ = try ShaderLibraries(policy: policy(), origins: ShaderOrigins())
+        .library(device: device, source: Self.simpleSource, options: given)
+      XCTAssertEqual(device.offered[0].options?.mathMode, .relaxed)
+      XCTAssertEqual(given.mathMode, mode, "the caller's options are its own")
+    }
   }
 
   func testAFailureListsEveryAttemptAndIsRemembered() {

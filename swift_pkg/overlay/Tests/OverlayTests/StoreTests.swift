@@ -82,7 +82,9 @@ final class StoreTests: OverlayTestCase {
     _ = try ShaderLibraries(policy: policy, origins: ShaderOrigins())
       .library(device: device(rejecting: "all"), source: Self.simpleSource, options: safe)
     XCTAssertTrue(
-      calls().contains("-sdk macosx metal -mmacosx-version-min=15.0 -std=metal3.2 -fno-fast-math -c"),
+      calls().contains(
+        "-sdk macosx metal -mmacosx-version-min=15.0 -std=metal3.2 -fmetal-math-mode=safe "
+          + "-fmetal-math-fp32-functions=fast -c"),
       calls())
     XCTAssertFalse(calls().contains("macos-metal"))
   }
@@ -93,7 +95,7 @@ final class StoreTests: OverlayTestCase {
     let strict = { self.device(rejecting: "all") }
     _ = try ShaderLibraries(policy: policy, origins: ShaderOrigins())
       .library(device: strict(), source: Self.simpleSource, options: nil)
-    let key = ShaderText.key(source: Self.simpleSource, options: nil)
+    let key = ShaderText.key(source: Self.simpleSource, options: ShaderText.settled(nil))
     let file = cache.appendingPathComponent("shaders/\(key)/library.metallib")
     try Data("standin metallib\nother".utf8).write(to: file)
 
@@ -110,7 +112,7 @@ final class StoreTests: OverlayTestCase {
   func testAnEntryThatTheDeviceRefusesIsRemoved() throws {
     let library = folder.appendingPathComponent("bad.metallib")
     try Data("not a library".utf8).write(to: library)
-    let key = ShaderText.key(source: Self.simpleSource, options: nil)
+    let key = ShaderText.key(source: Self.simpleSource, options: ShaderText.settled(nil))
     let store = ShaderCache(folder: cache)
     _ = try store.store(library, as: key, variant: .upstream, compiler: "test")
     let noted = ShaderOrigins()

@@ -80,7 +80,7 @@ class OverlayTestCase: XCTestCase {
     file: String = "a.metallib", damage: Bool = false
   ) throws -> String {
     let form = try XCTUnwrap(
-      ShaderText.forms(of: source, options: options(), forced: nil)
+      ShaderText.forms(of: source, options: ShaderText.settled(options()), forced: nil)
         .first { $0.variant == variant })
     try FileManager.default.createDirectory(at: pack, withIntermediateDirectories: true)
     let content = StandinDevice.libraryMagic + Data("attention mask".utf8)
