@@ -61,6 +61,7 @@ def gradients(attend: Callable[..., mx.array] | None) -> tuple[dict[str, mx.arra
     return dict(tree_flatten(weights)), list(arrays)
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_gradients_are_those_of_plain_mlx() -> None:
     weights, arrays = gradients(None)
     plain_weights, plain_arrays = gradients(plain_attention)
@@ -77,6 +78,7 @@ def test_gradients_are_those_of_plain_mlx() -> None:
     assert not zero
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_gradient_agrees_with_finite_differences() -> None:
     block = small_block()
     image, text, time = inputs()
@@ -89,6 +91,7 @@ def test_gradient_agrees_with_finite_differences() -> None:
     assert (higher - lower) / (2 * step) == pytest.approx(slope, rel=1e-2)
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_compiled_graph_gives_the_same() -> None:
     block = small_block()
     image, text, time = inputs()
@@ -111,6 +114,7 @@ def test_a_mask_inside_a_compiled_graph() -> None:
     assert mx.array_equal(compiled(text_mask), joint_mask(text_mask, 3)).item()
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_padded_text_changes_nothing() -> None:
     """Rows of different lengths in one batch come out as each alone without padding."""
     block = small_block()

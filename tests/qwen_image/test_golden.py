@@ -34,6 +34,8 @@ from qwen_mfa.qwen_image import (
 if TYPE_CHECKING:
     from tests.qwen_image.conftest import Golden
 
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
 FLOAT32 = 5e-6
 ROPE = 2.5e-7  # absolute, of values up to 1: four times the unit roundoff
 BFLOAT16 = 0.02

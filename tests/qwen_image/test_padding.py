@@ -70,6 +70,7 @@ def difference(ours: mx.array, theirs: mx.array) -> float:
     return float(mx.abs(wide[0] - wide[1]).max().item() / mx.abs(wide[1]).max().item())
 
 
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize("kind", ["bool", "additive"])
 @pytest.mark.parametrize("lengths", [(7,), (7, 7), (7, 20, 1), (20, 20), (0, 5)], ids=str)
@@ -206,6 +207,7 @@ def test_a_mask_changed_in_place_is_looked_at_again() -> None:
     assert parts_of(mask, 1) == (Part(rows=(0, 1), runs=((0, 8), (20, KEYS))),)
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_grouped_heads_sinks_and_fewer_queries() -> None:
     mx.random.seed(2)
     q = mx.random.normal((2, 4, 70, DIM))
@@ -222,6 +224,7 @@ def test_grouped_heads_sinks_and_fewer_queries() -> None:
     assert difference(ours, theirs) <= BOUNDS[mx.float32]
 
 
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("kind", ["bool", "additive"])
 def test_gradients_are_those_of_the_mask(kind: str) -> None:
     q, k, v = qkv(2)
@@ -242,6 +245,7 @@ def test_gradients_are_those_of_the_mask(kind: str) -> None:
     assert mx.all(ours[1][0, :, 7:TEXT] == 0).item()
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_a_trainable_mask_gets_its_gradient() -> None:
     """A visible key's bias is 0, yet its derivative is not: dropping the mask would lose it."""
     q, k, v = qkv(1)

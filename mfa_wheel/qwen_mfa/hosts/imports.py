@@ -35,7 +35,8 @@ class Hook(MetaPathFinder):
         if fullname not in self.names:
             return None
         for finder in [f for f in sys.meta_path if f is not self]:
-            spec = finder.find_spec(fullname, path, target)
+            find = getattr(finder, "find_spec", None)  # importlib passes over those without, too
+            spec: ModuleSpec | None = find(fullname, path, target) if find else None
             if spec is not None:
                 if spec.loader is not None:
                     spec.loader = _Observer(spec.loader, self)

@@ -23,6 +23,8 @@ from mflux.models.qwen.weights.qwen_lora_mapping import QwenLoRAMapping
 from mflux.models.qwen.weights.qwen_weight_definition import QwenWeightDefinition
 from mlx import nn
 
+from qwen_mfa.hosts import mflux
+from qwen_mfa.hosts.mflux import mask as mask_module
 from tests.hosts.mflux.conftest import (
     HEAD_DIM,
     HEADS,
@@ -153,6 +155,35 @@ def test_transformer_bfloat16(compare: Compare) -> None:
     assert found.difference <= 2 * allowed
 
 
+def test_prompts_of_different_lengths_in_bfloat16() -> None:
+    """mflux alone cannot: MLX rejects its float32 mask. Each row is as it is alone, unpadded."""
+    model = transformer(mx.bfloat16)
+    latents = draw(6, 2, TOKENS, CHANNELS, dtype=mx.bfloat16)
+    text = draw(21, 2, TEXT, TEXT_DIM, dtype=mx.bfloat16)
+
+    def work(rows: slice, length: int, mask: mx.array) -> mx.array:
+        out: mx.array = model(
+            t=1,
+            config=config(),
+            hidden_states=latents[rows],
+            encoder_hidden_states=text[rows, :length],
+            encoder_hidden_states_mask=mask,
+        )
+        mx.eval(out)
+        return out
+
+    with pytest.raises(ValueError, match="Mask type must promote"):
+        work(slice(0, 2), TEXT, text_mask(20, 5))
+    with mflux.enabled():
+        together = work(slice(0, 2), TEXT, text_mask(20, 5))
+    alone = [work(slice(0, 1), 20, mx.ones((1, 20))), work(slice(1, 2), 5, mx.ones((1, 5)))]
+    allowed = 2 * spread(lambda: work(slice(0, 1), 20, mx.ones((1, 20))))
+    assert 0 < allowed < 0.1
+    for row, expected in enumerate(alone):
+        got, wide = together[row : row + 1].astype(mx.float32), expected.astype(mx.float32)
+        assert (mx.abs(got - wide).max() / mx.abs(wide).max()).item() <= allowed
+
+
 @pytest.mark.parametrize("zero_cond_t", [False, True], ids=["edit", "edit-2511"])
 def test_reference_picture_tokens_of_an_edit(compare: Compare, zero_cond_t: bool) -> None:
     model = transformer(zero_cond_t=zero_cond_t)
@@ -277,6 +308,13 @@ def test_mask_is_converted_once_for_all_blocks(
     mask = text_mask(20)
     compare(lambda: predict(model, draw(6, 1, TOKENS, CHANNELS), mask))
     assert len(calls) == LAYERS + 1  # off: every block; on: once
+
+
+def test_a_mask_that_does_more_than_hide_is_handed_on_as_it_is() -> None:
+    biased = mx.array([[[[0.0, -59.6, -1e9]]]])
+    assert mask_module._as_bool(biased) is biased
+    hiding = mask_module._as_bool(mx.array([[[[0.0, -1e9, -65504.0]]]]))
+    assert hiding.tolist() == [[[[True, False, False]]]]
 
 
 def test_a_mask_changed_in_place_is_converted_again(compare: Compare) -> None:

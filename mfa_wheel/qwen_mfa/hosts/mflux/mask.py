@@ -3,6 +3,10 @@
 mflux 0.24 converts the text mask anew in every block, and asks the device each time whether
 anything is masked at all, which waits. Here the conversion (mflux's own) is remembered by the
 mask's contents, and its result is evaluated: so attention can look at it without waiting.
+
+mflux's result is an additive float32 mask, which MLX rejects for bfloat16 inputs: prompts of
+different lengths in one batch fail there, in the precision that mflux uses. The same mask as
+booleans fits every dtype, so that is what is handed on.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ import threading
 from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
+
+from qwen_mfa.padding import LEAST_HIDING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +39,7 @@ def remembering(original: Any) -> staticmethod[..., Any]:
                 return results[key]
         result = convert(mask, joint_seq_len, txt_seq_len)
         if result is not None:
+            result = _as_bool(result)
             mx.eval(result)
         with lock:
             if len(results) >= MAX_REMEMBERED:
@@ -41,6 +48,13 @@ def remembering(original: Any) -> staticmethod[..., Any]:
         return result
 
     return staticmethod(converted)
+
+
+def _as_bool(additive: mx.array) -> mx.array:
+    """Return where ``additive`` lets keys through, or itself if it does more than hide keys."""
+    visible = additive == 0
+    only_hides = mx.all(visible | (additive <= LEAST_HIDING)).item()
+    return visible if only_hides else additive
 
 
 def _key(mask: mx.array | None, *lengths: int) -> tuple[object, ...] | None:
