@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 
@@ -49,3 +50,12 @@ def reset() -> None:
     """Start from zero."""
     with _lock:
         _counts.clear()
+
+
+def _after_fork() -> None:
+    # Another thread of the parent may have held it.
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)  # a hook only: nothing runs until a fork

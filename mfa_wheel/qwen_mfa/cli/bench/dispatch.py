@@ -1,8 +1,8 @@
 """What the dispatcher costs: our function against calling MLX's directly, as ratios.
 
 The steady state: what has to be decided was decided before. Times are medians of interleaved
-rounds; the range is that of the quartiles. A pipeline is q, k and v from projections, attention,
-and the projection of its result, evaluated once at the end.
+rounds; the range is that of the quartiles; imports count CPU time. A pipeline is q, k and v from
+projections, attention, and the projection of its result, evaluated once at the end.
 """
 
 from __future__ import annotations
@@ -212,10 +212,10 @@ def _line(what: str, rounds: Rounds) -> Line:
 
 
 def _imported(first: str, then: str) -> tuple[float, float]:
-    """Return the seconds that ``first`` takes in a new process, and ``then`` after it."""
+    """Return the CPU seconds that ``first`` takes in a new process, and ``then`` after it."""
     code = (
-        "import json, time; a = time.perf_counter()\n"
-        f"{first}\nb = time.perf_counter()\n{then}\nc = time.perf_counter()\n"
+        "import json, time; a = time.process_time()\n"
+        f"{first}\nb = time.process_time()\n{then}\nc = time.process_time()\n"
         "print(json.dumps([b - a, c - b]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
