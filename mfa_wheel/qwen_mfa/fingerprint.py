@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from qwen_mfa import host, library
@@ -25,6 +26,8 @@ def environment() -> dict[str, Any]:
     return {
         "qwen-mfa": ours,
         "library": native,
+        # Chooses among the Metal library's shaders, which are proved and measured as they are.
+        "shaders": os.environ.get("QWEN_MFA_SHADER_VARIANT", ""),
         "system": [here.system, here.release, here.build, here.machine],
         "processor": [here.chip, here.gpu],
         "cpus": here.cpus,

@@ -10,6 +10,7 @@ import inspect
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -68,6 +69,7 @@ def outcome(mac: StandinMac, call: Call) -> set[str]:
 
 
 SIZES = Shape(b=2, sq=9, skv=14, d=8, dv=8)
+SIZES_OF_OUT = (SIZES.b, SIZES.hq, SIZES.sq, SIZES.dv)
 NO_SIZE_CHECK = ("        _check_sizes(objc, work)\n", "")
 POOL = "    with objc.autorelease_pool():\n        _check_sizes"
 MISTAKES = {
@@ -110,6 +112,10 @@ MISTAKES = {
     "low intermediates for FP16": (
         [("execute", ("work.intermediate.encode()", 'b"fp16"'))],
         {"FP16 scores"},
+    ),
+    "a bool mask": (
+        [("execute", ("_SCALAR_FP32 = 0, 2, 3", "_SCALAR_FP32 = 0, 1, 0"))],
+        {"a bool mask, which becomes -inf under fast math", WRONG},
     ),
     "a mask after the scale": ([("masks", ("logits / call.scale", "logits"))], {WRONG}),
     "no shift of large biases": (
@@ -162,6 +168,34 @@ def test_a_mistake_is_caught(mac: StandinMac, alter: Callable[..., None], name: 
         alter("execute")  # which has imported the table by name
     found = outcome(mac, probe(name))
     assert expected <= found
+
+
+def test_causal_with_other_lengths_would_be_wrong(mac: StandinMac) -> None:
+    """Why it is refused: the library aligns at the top left."""
+    q, k, v = draw(SIZES)
+    call = Call(q=q, k=k, v=v, scale=0.3, mask="causal")
+    problem = describe(q, k, v, "causal")
+    assert problem is not None
+    assert "causal" in str(metal.accurate.refuses(problem))
+    assert outcome(mac, call) == {WRONG}
+
+
+def test_an_output_that_is_used_again_is_caught(
+    mac: StandinMac, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = probe("")
+    problem = describe(first.q, first.k, first.v)
+    assert problem is not None
+    mx.eval(first.arrays())
+    kept = execute.fresh(SIZES_OF_OUT, mx.float32, interleaved=False)
+    monkeypatch.setattr(execute, "fresh", lambda *_, **__: kept)
+    lazy = metal.accurate.run(problem, first) * 1
+    second = replace(first, v=first.v + 1)
+    mx.eval(second.arrays())
+    metal.accurate.run(problem, second)
+    with pytest.raises(AssertionError):
+        assert_exact(lazy, first)
+    del mac
 
 
 def test_a_commit_after_an_error_code_is_caught(

@@ -138,6 +138,15 @@ def test_low_precision_is_a_kernel_of_its_own(mac: StandinMac) -> None:
     assert np.abs(as_numpy(exact) - as_numpy(low)).max() < 2e-2
 
 
+@pytest.mark.parametrize("family", [7, 8, 9, 10])
+def test_every_gpu_family_computes_all_heads(mac: StandinMac, family: int) -> None:
+    mac.switch(family=family)
+    q, k, v = draw(SHAPE)
+    call = Call(q=q, k=k, v=v, scale=0.25)
+    assert_exact(attend(call), call)
+    assert mac.count("forwards") == 0
+
+
 def test_throw_away_run_once_for_each_lengths(mac: StandinMac) -> None:
     for sq, runs in ((13, 2), (13, 3), (14, 5), (13, 6)):
         q, k, v = draw(Shape(sq=sq, skv=21, d=16, dv=16))

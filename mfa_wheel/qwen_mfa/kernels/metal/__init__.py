@@ -35,7 +35,12 @@ class MetalKernel:
 
     def refuses(self, problem: Problem) -> str | None:
         """Return why it cannot take ``problem`` on this machine, in a sentence, or ``None``."""
-        from qwen_mfa.kernels.metal import device, limits  # noqa: PLC0415 - not before it is asked
+        from qwen_mfa.kernels.metal import system  # noqa: PLC0415 - not before it is asked
+
+        elsewhere = system.why_not_macos()
+        if elsewhere is not None:
+            return elsewhere
+        from qwen_mfa.kernels.metal import device, limits  # noqa: PLC0415 - only on a Mac
 
         return device.refusal() or limits.refusal(problem, self.intermediate)
 

@@ -86,8 +86,9 @@ def forget() -> None:
 
 def refusal() -> str | None:
     """Return why the Metal engine cannot run here, in a sentence, or ``None``."""
-    if system.SYSTEM != "darwin":
-        return f"Metal needs macOS, and this is {system.SYSTEM}"
+    elsewhere = system.why_not_macos()
+    if elsewhere is not None:
+        return elsewhere
     if os.getpid() != _PROCESS:
         return "this process was forked, and Metal does not work in a forked child"
     found = checks()[-1].refusal

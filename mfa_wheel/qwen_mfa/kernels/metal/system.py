@@ -6,6 +6,11 @@ from qwen_mfa.host import SYSTEM as SYSTEM  # noqa: PLC0414 - re-exported
 from qwen_mfa.host import sysctl as sysctl  # noqa: PLC0414
 
 
+def why_not_macos() -> str | None:
+    """Return why Metal cannot be here at all, or ``None``."""
+    return None if SYSTEM == "darwin" else f"Metal needs macOS, and this is {SYSTEM}"
+
+
 def macos_version() -> tuple[int, ...]:
     """Return the version of macOS, such as ``(26, 1)``; empty if it does not say.
 
