@@ -112,7 +112,7 @@ def test_an_exchanged_file_is_refused(
 ) -> None:
     report = Report()
     user = _user(tmp_path, index, installer)
-    probe = _user(tmp_path / "probe", index, installer)
+    probe = _user(tmp_path / "probe", index, "uv")
     probe.create()
     probe.install("--no-deps", "qwen-mfa")
     platform = probe.tag().rpartition("-")[2]
