@@ -150,6 +150,8 @@ def document(found: Iterable[Row], version: str) -> str:
         f"Written by `make rehearse` for version {version}: what pip chose for each of these",
         "machines, from an index with every file of the release. `MLX` says whether MLX itself",
         "could be had there that day; where it could not, this package has nothing to run on.",
+        "The wheels for machines that the rehearsing one cannot build for were stand-ins of the",
+        "same names ([releasing.md](releasing.md)).",
         "",
         "| Machine | Wheel | Engine | MLX |",
         "| --- | --- | --- | --- |",
