@@ -1,3 +1,4 @@
+# ruff: noqa: INP001 - a script beside the C benchmark, not a package
 """The portable engine beside PyTorch's CPU attention, interleaved in one process.
 
     python benchmarks/engine/compare_pytorch.py LIBRARY [--clock cpu] [--rounds N]
