@@ -29,7 +29,7 @@ def find_clang() -> str | None:
     return shutil.which("clang")
 
 
-def run(command: list[str], *, timeout: float = 300, **environment: str) -> str:
+def run(command: list[str], *, timeout: float = 900, **environment: str) -> str:
     """Run to success and return the merged output; the assertion shows it otherwise."""
     done = subprocess.run(
         command,

@@ -32,7 +32,9 @@
 #define MFA_PASTE_(a, b) a##b
 #define MFA_PASTE(a, b) MFA_PASTE_(a, b)
 #define MFA_INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
+#if defined(MFA_NO_UNROLL) /* sanitizers make unrolled loops take minutes to compile */
+#define MFA_UNROLL
+#elif defined(__clang__)
 #define MFA_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define MFA_UNROLL _Pragma("GCC unroll 32")
@@ -288,25 +290,27 @@ MFA_INLINE void soften_row(const mfa_strip *s, int row, const row_factors *rows)
     float *weights = s->weights + row * MFA_MAX_KEY_BLOCK;
     float *sum = s->state->sum + row * MFA_LANES;
     const float *end = weights + mfa_padded_dim(s->keys_seen, MFA_LANES);
-    vf total = v_mul(v_load(sum), v_set1(rows->scale[row]));
+    vf total = v_set1(0.0f);
     const vf base = v_set1(rows->origin[row]);
     for (; weights < end; weights += MFA_LANES) {
         vf weight = exp2_vector(v_sub(v_load(weights), base));
         v_store(weights, weight);
         total = v_add(total, weight);
     }
-    v_store(sum, total);
+    v_store(sum, v_fma(v_load(sum), v_set1(rows->scale[row]), total));
 }
 
-/* One panel of the output: old output scaled, plus weights times values. */
+/*
+ * One panel of the output: old output scaled, plus weights times values. The block is summed on
+ * its own first: many short sums lose less than one long one.
+ */
 MFA_INLINE void weigh_panel(const mfa_strip *s, const float *values, float *output,
                             const float *scale, const int vectors)
 {
     const int width = vectors * MFA_LANES;
     vf acc[MFA_MR][MFA_NV];
     MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
-        MFA_UNROLL for (int j = 0; j < vectors; j++)
-            acc[r][j] = v_mul(v_load(output + r * width + j * MFA_LANES), v_set1(scale[r]));
+        MFA_UNROLL for (int j = 0; j < vectors; j++) acc[r][j] = v_set1(0.0f);
     const float *weights = s->weights;
     for (const float *end = weights + s->keys_seen; weights < end; weights++) {
         vf b[MFA_NV];
@@ -321,8 +325,10 @@ MFA_INLINE void weigh_panel(const mfa_strip *s, const float *values, float *outp
         values += width;
     }
     MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
-        MFA_UNROLL for (int j = 0; j < vectors; j++)
-            v_store(output + r * width + j * MFA_LANES, acc[r][j]);
+        MFA_UNROLL for (int j = 0; j < vectors; j++) {
+            float *at = output + r * width + j * MFA_LANES;
+            v_store(at, v_fma(v_load(at), v_set1(scale[r]), acc[r][j]));
+        }
 }
 
 /* The scores of all keys that any row of the strip sees. */
@@ -505,7 +511,7 @@ MFA_INLINE void add_columns(const mfa_few *f, unsigned row, unsigned column, con
     float *output = f->output + (size_t)row * f->output_step + column;
     const unsigned char *values = f->values + column * size;
     vf acc[VECTORS_AT_ONCE];
-    MFA_UNROLL for (int j = 0; j < vectors; j++) acc[j] = v_load(output + j * MFA_LANES);
+    MFA_UNROLL for (int j = 0; j < vectors; j++) acc[j] = v_set1(0.0f);
     for (unsigned key = 0; key < f->count; key++) {
         vf weight = v_set1(weights[key]);
         MFA_UNROLL for (int j = 0; j < vectors; j++)
@@ -513,7 +519,8 @@ MFA_INLINE void add_columns(const mfa_few *f, unsigned row, unsigned column, con
                            acc[j]);
         values += f->value_step;
     }
-    MFA_UNROLL for (int j = 0; j < vectors; j++) v_store(output + j * MFA_LANES, acc[j]);
+    MFA_UNROLL for (int j = 0; j < vectors; j++)
+        v_store(output + j * MFA_LANES, v_add(v_load(output + j * MFA_LANES), acc[j]));
 }
 
 MFA_INLINE void values_in(const mfa_few *f, const int precision)

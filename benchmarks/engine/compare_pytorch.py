@@ -1,0 +1,151 @@
+# ruff: noqa: INP001 - a script beside the C benchmark, not a package
+"""The portable engine beside PyTorch's CPU attention, interleaved in one process.
+
+    python benchmarks/engine/compare_pytorch.py LIBRARY [--clock cpu] [--rounds N]
+
+LIBRARY is a built libMFAFFI. Each round runs both on the same tensors; the speed-up is the median
+of per-round ratios. With ``--clock cpu`` both use one thread and the thread's own CPU time, which
+other load on the machine disturbs least. Errors are the largest against float64, for two heads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention as torch_attention
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+U32, U64, I64, I32 = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int64, ctypes.c_int32
+PRECISION = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
+BOTTOM_RIGHT = 2
+
+
+class Arguments(ctypes.Structure):
+    """mfa_portable_args_t."""
+
+    _fields_ = (
+        *((name, U32) for name in ("struct_bytes", "batch", "heads_q", "heads_kv", "seq_q")),
+        *((name, U32) for name in ("seq_kv", "head_dim", "value_dim")),
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out")),
+        *((f"{name}_bytes", U64) for name in ("q", "k", "v", "out")),
+        *((f"{name}_strides", I64 * 3) for name in ("q", "k", "v", "out")),
+        *((name, I32) for name in ("input_precision", "output_precision")),
+        ("mask", ctypes.c_void_p),
+        ("mask_bytes", U64),
+        ("mask_strides", I64 * 4),
+        *((name, I32) for name in ("mask_type", "mask_scalar_type")),
+        ("sinks", ctypes.c_void_p),
+        ("scale", ctypes.c_float),
+        *((name, I32) for name in ("causal", "empty_rows")),
+        ("max_threads", U32),
+    )
+
+
+class Engine:
+    """The library, and one context."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        self.library = ctypes.CDLL(path)
+        self.threads = threads
+        self.context = ctypes.c_void_p()
+        if self.library.mfa_create_context(ctypes.byref(self.context)) != 0:
+            msg = f"{path}: no context"
+            raise SystemExit(msg)
+
+    def attention(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, *, causal: bool
+    ) -> None:
+        """Write attention of [B, H, S, D] tensors into ``out``."""
+        a = Arguments(struct_bytes=ctypes.sizeof(Arguments))
+        a.batch, a.heads_q, a.seq_q, a.head_dim = q.shape
+        a.heads_kv, a.seq_kv, a.value_dim = v.shape[1:]
+        for name, tensor in (("q", q), ("k", k), ("v", v), ("out", out)):
+            setattr(a, name, tensor.data_ptr())
+            setattr(a, f"{name}_bytes", tensor.numel() * tensor.element_size())
+            setattr(a, f"{name}_strides", (I64 * 3)(*tensor.stride()[:3]))
+        a.input_precision, a.output_precision = PRECISION[q.dtype], PRECISION[out.dtype]
+        a.scale = q.shape[-1] ** -0.5
+        a.causal = BOTTOM_RIGHT if causal else 0
+        a.max_threads = self.threads
+        code = self.library.mfa_portable_attention(self.context, ctypes.byref(a))
+        if code != 0:
+            msg = f"error {code}"
+            raise SystemExit(msg)
+
+
+def compare(
+    engine: Engine,
+    clock: Callable[[], float],
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    rounds: int,
+) -> None:
+    """Time one (heads, queries, keys, head_dim) on both and print the line."""
+    heads, queries, keys, dim = shape
+    torch.manual_seed(0)
+    q = torch.randn(1, heads, queries, dim).to(dtype)
+    k, v = (torch.randn(1, heads, keys, dim).to(dtype) for _ in range(2))
+    out = torch.empty_like(q)
+
+    def ours() -> None:
+        engine.attention(q, k, v, out, causal=False)
+
+    def theirs() -> torch.Tensor:
+        return torch_attention(q, k, v)
+
+    def seconds(call: Callable[[], object], times: int) -> float:
+        start = clock()
+        for _ in range(times):
+            call()
+        return (clock() - start) / times
+
+    ours()
+    exact = torch_attention(q[:, :2].double(), k[:, :2].double(), v[:, :2].double())
+    errors = [(x[:, :2].double() - exact).abs().max().item() for x in (out, theirs())]
+    times = max(1, int(4e-3 / max(seconds(ours, 1), 1e-6)))
+    pairs = [(seconds(ours, times), seconds(theirs, times)) for _ in range(rounds)]
+    speedup = statistics.median(b / a for a, b in pairs)
+    flops = 4 * heads * queries * keys * dim * 1e-9
+    mine, torchs = (statistics.median(column) for column in zip(*pairs, strict=True))
+    name = str(dtype).removeprefix("torch.")
+    print(  # noqa: T201
+        f"H{heads} Sq{queries} Skv{keys} D{dim} {name:9}"
+        f" ours {mine * 1e3:9.3f} ms {flops / mine:6.1f} GFLOP/s"
+        f"  PyTorch {torchs * 1e3:9.3f} ms {flops / torchs:6.1f} GFLOP/s"
+        f"  x{speedup:.2f}  error {errors[0]:.2e} / {errors[1]:.2e}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Compare on Qwen-Image's shapes, small ones, and decoding."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("library")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    one = options.clock == "cpu"
+    clock = time.thread_time if one else time.perf_counter
+    if one:
+        torch.set_num_threads(1)
+    engine = Engine(options.library, 1 if one else 0)
+    large = 4 if one else 24
+    for dtype in (torch.float32, torch.bfloat16):
+        for length in (16, 64, 128, 256):
+            compare(engine, clock, (24, length, length, 128), dtype, options.rounds)
+        for length in (256, 1024, 4096):
+            compare(engine, clock, (24, 1, length, 128), dtype, options.rounds)
+        for length in (1124, 4196, 6989):
+            rounds = max(3, options.rounds * 1124 // length // (1 if one else 4))
+            compare(engine, clock, (large, length, length, 128), dtype, rounds)
+
+
+if __name__ == "__main__":
+    main()
