@@ -18,7 +18,7 @@ help: ## Show the targets
 setup: $(STAMP) ## Make the environment in .venv
 
 $(STAMP): requirements/dev.in requirements/constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed; set PYTHON=/path/to/python3")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Building and testing need Python 3.11 or later (the wheel itself: 3.10); set PYTHON=/path/to/python3")'
 	@echo "Setting up $(VENV) ..."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -r requirements/dev.in

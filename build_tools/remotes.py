@@ -66,6 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def from_environment() -> Remotes:
+    """Build `Remotes` from the environment variables alone; raise as `from_arguments` does."""
+    return _checked(
+        os.environ.get(MIRROR_VARIABLE) or None,
+        offline=os.environ.get(OFFLINE_VARIABLE, "") not in ("", "0"),
+    )
+
+
 def from_arguments(args: argparse.Namespace) -> Remotes:
     """Build `Remotes` from the parsed arguments.
 
@@ -73,14 +81,17 @@ def from_arguments(args: argparse.Namespace) -> Remotes:
         UsageError: ``--offline`` without a mirror, or a mirror folder that does not exist.
 
     """
-    mirror: str | None = args.mirror
-    if mirror is None and args.offline:
+    return _checked(args.mirror, offline=args.offline)
+
+
+def _checked(mirror: str | None, *, offline: bool) -> Remotes:
+    if mirror is None and offline:
         msg = f"--offline needs a mirror: give --mirror DIR or set {MIRROR_VARIABLE}"
         raise UsageError(msg)
     if mirror is not None and not urlsplit(mirror).scheme and not Path(mirror).is_dir():
         msg = f"the mirror {mirror} is not a folder; give an existing folder or a URL"
         raise UsageError(msg)
-    return Remotes(mirror=mirror, offline=args.offline)
+    return Remotes(mirror=mirror, offline=offline)
 
 
 def find_in_folder(folder: Path, url: str) -> Path | None:

@@ -17,12 +17,14 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
-from build_tools import canonical, portable, recipe, sbom
+from build_tools import canonical, engines, portable, recipe, sbom
 from build_tools.audit.gate import require
 from build_tools.relocate import elf, macho
 
 if TYPE_CHECKING:
     from setuptools import Command
+
+    from build_tools.engines import Native
 
 PACKAGE = "qwen_mfa"
 NATIVE = "_native"
@@ -30,13 +32,13 @@ MANIFEST_SCHEMA = 1
 
 
 @cache
-def native() -> portable.Built | None:
+def native() -> Native | None:
     """Build the library once a process; ``None`` means the MLX-only wheel."""
-    return portable.build()
+    return engines.build()
 
 
-def platform_tag(built: portable.Built | None) -> str:
-    """Return the wheel's platform tag, read off the library itself where that is possible."""
+def platform_tag(built: Native | None) -> str:
+    """Return the wheel's platform tag, read off the library itself."""
     if built is None:
         return "any"
     if portable.SYSTEM == "linux":
@@ -44,24 +46,26 @@ def platform_tag(built: portable.Built | None) -> str:
     return macho.platform_tag(built.library)
 
 
-def manifest(built: portable.Built, *, version: str) -> dict[str, Any]:
+def manifest(built: Native, *, version: str) -> dict[str, Any]:
     """Return what the wheel says about its library."""
     return {
         "schema": MANIFEST_SCHEMA,
         "package": {"name": "qwen-mfa", "version": version},
-        "engine": "portable",
         "platform_tag": platform_tag(built),
-        "built_by": built.built_by,
-        "compiler": built.compiler,
-        "flags": built.flags,
-        "sources": built.sources,
         "recipe": recipe.read(portable.ROOT),
-        "library": {
-            "file": built.library.name,
-            "sha256": built.sha256,
-            "size": built.library.stat().st_size,
-        },
+        **built.facts,
     }
+
+
+def embed(built: Native, folder: Path, *, version: str) -> None:
+    """Write the library, what belongs to it, and the manifest into ``folder``."""
+    for name, file in built.files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+        target.chmod(0o755 if file == built.library else 0o644)
+    text = json.dumps(manifest(built, version=version), indent=2)
+    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
 
 
 class BuildPy(build_py):
@@ -76,12 +80,7 @@ class BuildPy(build_py):
         built = native()
         if built is None or self.editable_mode:
             return
-        folder = target / NATIVE
-        folder.mkdir(parents=True)
-        shutil.copyfile(built.library, folder / built.library.name)
-        (folder / built.library.name).chmod(0o755)
-        text = json.dumps(manifest(built, version=self.distribution.get_version()), indent=2)
-        (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+        embed(built, target / NATIVE, version=self.distribution.get_version())
 
 
 class BdistWheel(bdist_wheel):

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools import portable
+from build_tools import engines
 from build_tools.console import say, stdout, step
 from build_tools.errors import BuildToolsError
 from build_tools.portable import ROOT
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 def build(out: Path = DIST) -> Path:
     """Build one wheel into ``out``, replacing older ones of this project, and return its path."""
     # First, with its own progress and messages; the front end then finds it in the cache.
-    portable.build()
+    engines.build()
     out.mkdir(parents=True, exist_ok=True)
     log = ROOT / "build" / "wheel.log"
     log.unlink(missing_ok=True)

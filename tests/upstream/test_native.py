@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from build_tools import files, metal, overlay, symbols, toolchain
+from build_tools import engines, files, metal, overlay, sbom, symbols, toolchain, wheel
 from build_tools import lock as locks
-from build_tools.errors import BuildError, OverlayError, ToolchainError
+from build_tools.errors import BuildError, OverlayError, ToolchainError, UsageError
 from build_tools.source import ROOT
 from tests.upstream.servers import tiny_disk
 from tests.upstream.upstream import HEADER, SUBMODULE, miniature_tree, write_overlay
@@ -67,6 +67,43 @@ def answer(library: Path, apple: Standins, cache: Path, **env: str) -> dict[str,
 
 
 # The result
+
+
+def test_a_wheel_embeds_all_of_it(
+    built: metal.Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The miniature's library is Linux's, and uses the Swift runtime: it has no tag of its own.
+    monkeypatch.setattr(wheel, "platform_tag", lambda _native: "macosx_15_0_arm64")
+    native = engines.from_metal(built)
+    wheel.embed(native, tmp_path / "_native", version="1.2.3")
+    embedded = {
+        p.relative_to(tmp_path / "_native").as_posix(): files.sha256(p)
+        for p in (tmp_path / "_native").rglob("*")
+        if p.is_file()
+    }
+    text = (tmp_path / "_native" / "manifest.json").read_text(encoding="utf-8")
+    manifest = json.loads(text)
+    del embedded["manifest.json"]
+    assert embedded == built.manifest["files"]
+    assert len([name for name in embedded if name.startswith("licenses/")]) == 2
+    assert manifest["engine"] == "metal"
+    assert manifest["library"]["sha256"] == embedded[manifest["library"]["file"]]
+    assert str(built.folder) not in text
+    document = json.loads(sbom.render(manifest, folder="qwen_mfa/_native"))
+    named = json.dumps(document)
+    for pin in built.manifest["pin"]:
+        assert pin["commit"] in named
+
+
+def test_the_engine_is_chosen_by_name() -> None:
+    with pytest.raises(UsageError, match="not one of auto, metal, portable"):
+        engines.build({engines.ENGINE: "cuda"})
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac can build it")
+def test_insisting_on_metal_fails_where_it_cannot_be_built() -> None:
+    with pytest.raises(ToolchainError, match="macOS"):
+        engines.build({engines.ENGINE: "metal"})
 
 
 def test_the_manifest_names_every_input_and_file(
