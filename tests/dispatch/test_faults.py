@@ -15,6 +15,8 @@ from qwen_mfa.errors import BackendError
 from qwen_mfa.inputs import Drawn, draw
 from qwen_mfa.kernels import Call, cpu
 from qwen_mfa.problem import Problem
+from qwen_mfa.proof import prove
+from qwen_mfa.variants import variant_of
 from tests.package.problems import assert_exact
 
 if TYPE_CHECKING:
@@ -122,6 +124,27 @@ def test_without_a_fault_the_stand_in_is_proved(use_faulty: Faulty) -> None:
         with qwen_mfa.use("cpu"):
             assert_exact(attend(drawn), drawn.call)
     assert qwen_mfa.stats().calls == {"cpu": len(FAULTS)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_one_wrong_element_is_enough(dtype: str) -> None:
+    """An error a few times its bound in one element of thousands: an average would not move."""
+
+    class OffInOnePlace:
+        name, roundoff, needs_child_proof = "off", cpu.roundoff, False
+        refuses = staticmethod(cpu.refuses)
+
+        def run(self, problem: Problem, call: Call) -> mx.array:
+            out = cpu.run(problem, call)
+            error = {"float32": 3e-4, "float16": 0.02, "bfloat16": 0.1}[problem.dtype]
+            out[0, 1, 7, 3] += error
+            return out
+
+    variant = variant_of(problem_of(Fault(name="off", dtype=dtype)))
+    assert prove(cpu, variant).ok
+    verdict = prove(OffInOnePlace(), variant)
+    assert not verdict.ok
+    assert "1 of 140 rows are wrong, in 1 of 4 heads; at head 1, row 7" in verdict.reason
 
 
 def test_a_kernel_that_hangs_is_given_up(
