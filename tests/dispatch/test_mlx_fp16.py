@@ -77,6 +77,12 @@ def test_any_magnitude(q: float, k: float, v: float, scale: float, seed: int) ->
     assert ours <= max(theirs, 2 * rounding)
 
 
+def test_a_scale_beyond_float16() -> None:
+    """MLX's fallback casts the scale to the inputs' dtype: an infinity, though q is tiny."""
+    call = scaled(draw(problem()).call, 2.0**-14, 2.0**-14, 1.0, 65536.0)
+    assert not mlx_fp16.fits(call, 32)
+
+
 @pytest.mark.parametrize("edge", ["q", "k", "v", "score", "scaled q"])
 def test_at_the_guard_s_edges(edge: str) -> None:
     """All that the guard lets through is finite in float16, on MLX's own path too."""

@@ -4,7 +4,8 @@ float16 has three bits more of precision, and far less range. So the inputs' lar
 looked at first (three small reductions), and only if nothing can overflow, and nothing that matters
 can underflow, does float16 compute:
 
-- Every element fits, q's also after scaling: ``max |q|, |q scale|, |k|, |v| <= 2^15``.
+- Every element fits, q's also after scaling, and the scale itself, which MLX may cast too:
+  ``|scale|, max |q|, |q scale|, |k|, |v| <= 2^15``.
 - Every score fits, whatever the inputs' directions, and before the scale is applied too:
   ``D max|q| max|k| max(1, |scale|) <= 2^15``.
 - What becomes subnormal is lost in the result's rounding: an element is off by ``2^-25`` at most, a
@@ -73,7 +74,7 @@ def fits(call: Call, head_dim: int) -> bool:
     scale = abs(call.scale)
     # NaN compares as false: what is not a number does not fit.
     most = max(1.0, scale)
-    in_range = max(q * most, k, v, head_dim * q * k * most) <= LARGEST
+    in_range = max(scale, q * most, k, v, head_dim * q * k * most) <= LARGEST
     lost = head_dim * _SUBNORMAL * (scale * (q + k) + k)
     return (
         all(map(math.isfinite, (q, k, v, scale)))
