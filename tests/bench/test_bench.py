@@ -13,10 +13,11 @@ import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from qwen_mfa import cli, errors, padding
-from qwen_mfa.cli.bench import contestants, plot, records, shapes, step
+from qwen_mfa.cli.bench import contestants, peers, plot, records, shapes, step
 from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleave
 from qwen_mfa.kernels import mlx as reference
 
@@ -72,6 +73,16 @@ def test_contestants_agree(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in taking_part:
         out = contestants.contestant(name, call)()
         assert mx.abs(out - expected).max().item() < 1e-5, name
+
+
+def test_the_numpy_peer_computes_attention() -> None:
+    call = shapes.draw(shapes.parse(TINY), "float32", "none")
+    out = peers.work("numpy", call)()
+    assert abs(np.array(reference.run(None, call)) - out).max() < 1e-5
+    assert peers.refusal("numpy", shapes.draw(shapes.parse(TINY), "bfloat16", "none"))
+    for name in peers.NEEDED:
+        masked = shapes.draw(shapes.parse(TINY), "float32", "padding")
+        assert name == "torch" or peers.refusal(name, masked)
 
 
 def bench(capsys: pytest.CaptureFixture[str], *args: str) -> str:

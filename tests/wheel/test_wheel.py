@@ -38,6 +38,7 @@ PACKAGE_FILES = {
     "cli/bench/dispatch.py",
     "cli/bench/footprint.py",
     "cli/bench/padding.py",
+    "cli/bench/peers.py",
     "cli/bench/plot.py",
     "cli/bench/records.py",
     "cli/bench/rounds.py",

@@ -44,7 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=float, default=30.0, metavar="S", help="longest call, seconds (default 30)"
     )
-    parser.add_argument("--peers", action="store_true", help="also PyTorch, if it is installed")
+    parser.add_argument(
+        "--peers", action="store_true", help="also PyTorch, JAX, ONNX Runtime and NumPy"
+    )
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")

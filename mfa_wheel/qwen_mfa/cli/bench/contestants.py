@@ -6,12 +6,12 @@ own.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from qwen_mfa import candidates, padding
+from qwen_mfa.cli.bench import peers
 from qwen_mfa.kernels import mlx as reference
 from qwen_mfa.problem import describe
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 # Computes the same call with padded keys dropped instead of masked.
 REMOVED = " (padding removed)"
-TORCH = "torch"
 
 
 def names(call: Call, *, with_peers: bool) -> dict[str, str | None]:
@@ -35,15 +34,14 @@ def names(call: Call, *, with_peers: bool) -> dict[str, str | None]:
     if padding.visible_parts(problem, call.mask) is not None:
         found |= {name + REMOVED: reason for name, reason in found.items()}
     if with_peers:
-        missing = importlib.util.find_spec(TORCH) is None
-        found[TORCH] = "it is not installed" if missing else None
+        found |= {name: peers.refusal(name, call) for name in peers.NEEDED}
     return found
 
 
 def contestant(name: str, call: Call) -> Callable[[], mx.array | Any]:
     """Return the work of contestant ``name``: it returns its evaluated result."""
-    if name == TORCH:
-        return _torch(call)
+    if name in peers.NEEDED:
+        return peers.work(name, call)
     kernel = name.removesuffix(REMOVED)
     attention = _by(kernel)
     if name == kernel:
@@ -75,27 +73,3 @@ def _described(call: Call) -> Any:
 def _evaluated(array: mx.array) -> mx.array:
     mx.eval(array)
     return array
-
-
-def _torch(call: Call) -> Callable[[], Any]:
-    torch = importlib.import_module(TORCH)
-
-    def convert(array: mx.array) -> Any:
-        # By way of float32, which holds every 16-bit value; BHSD seen over BSHD, as ours.
-        dense = array.transpose(0, 2, 1, 3).astype(mx.float32)
-        mx.eval(dense)
-        kind = getattr(torch, str(array.dtype).removeprefix("mlx.core."))
-        return torch.tensor(memoryview(dense)).to(kind).transpose(1, 2)  # type: ignore[arg-type]
-
-    q, k, v = (convert(array) for array in (call.q, call.k, call.v))
-    mask = None
-    if isinstance(call.mask, mx.array):
-        mask = torch.tensor(call.mask.tolist())
-    attend = torch.nn.functional.scaled_dot_product_attention
-    causal = call.mask == "causal" if isinstance(call.mask, str) else False
-
-    def work() -> Any:
-        with torch.no_grad():
-            return attend(q, k, v, attn_mask=mask, is_causal=causal, scale=call.scale)
-
-    return work
