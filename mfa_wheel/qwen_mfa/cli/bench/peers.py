@@ -52,7 +52,7 @@ def _torch(call: Call) -> Callable[[], Any]:
     torch = importlib.import_module("torch")
 
     def convert(array: mx.array) -> Any:
-        dense = torch.tensor(memoryview(_bshd(array)))  # type: ignore[arg-type]
+        dense = torch.from_dlpack(_bshd(array)).clone()
         return dense.to(getattr(torch, _dtype(array))).transpose(1, 2)
 
     q, k, v = (convert(array) for array in (call.q, call.k, call.v))
@@ -69,11 +69,9 @@ def _torch(call: Call) -> Callable[[], Any]:
 
 def _jax(call: Call) -> Callable[[], Any]:
     jax = importlib.import_module("jax")
-    kind = getattr(importlib.import_module("jax.numpy"), _dtype(call.q))
-    arrays = [
-        jax.numpy.asarray(memoryview(_bshd(x))).astype(kind)  # type: ignore[arg-type]
-        for x in (call.q, call.k, call.v)
-    ]
+    np = importlib.import_module("numpy")
+    kind = getattr(jax.numpy, _dtype(call.q))
+    arrays = [jax.numpy.asarray(np.array(_bshd(x)), kind) for x in (call.q, call.k, call.v)]
     attend = jax.jit(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, scale=call.scale))
     return lambda: attend(*arrays).block_until_ready()
 
@@ -135,7 +133,7 @@ _WORK: dict[str, Callable[[Call], Callable[[], Any]]] = {
 }
 NEEDED = {
     "torch": ("torch",),
-    "jax": ("jax",),
+    "jax": ("jax", "numpy"),
     "onnxruntime": ("onnxruntime", "onnx", "numpy"),
     "numpy": ("numpy",),
 }
