@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from build_tools.audit.archive import CHUNK, ZIP_ERRORS, Archive, open_archive
 from build_tools.audit.contents import Content, read_contents
 from build_tools.audit.findings import Finding, Severity, UnreadableWheelError
-from build_tools.audit.libraries import check_libraries, site_of
+from build_tools.audit.libraries import check_libraries
 from build_tools.audit.metadata import (
     Sources,
     check_entry_points,
@@ -27,6 +27,7 @@ from build_tools.audit.platforms import promises
 from build_tools.audit.policy import Policy
 from build_tools.audit.record import check_record
 from build_tools.audit.sboms import check_sboms
+from build_tools.audit.site import site_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from build_tools.audit.contents import Content
-    from build_tools.audit.libraries import Site
     from build_tools.audit.platforms import Promise
+    from build_tools.audit.site import Site
     from build_tools.binaries.elf import Elf
 
 ORIGIN = ("$ORIGIN", "${ORIGIN}")

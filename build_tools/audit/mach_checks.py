@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from build_tools.audit.contents import Content, Part
-    from build_tools.audit.libraries import Site
     from build_tools.audit.platforms import Promise
+    from build_tools.audit.site import Site
 
 LOADER = ("@loader_path",)
 LOADABLE = {macho.MH_DYLIB, macho.MH_BUNDLE, macho.MH_EXECUTE}
