@@ -104,7 +104,7 @@ def test_a_leak_is_seen(mac: StandinMac, monkeypatch: pytest.MonkeyPatch) -> Non
     real, kept = execute.attention, []
 
     def leaking(*arguments: object) -> object:
-        kept.append(bytearray(b"x" * (1 << 17)))
+        kept.append(bytearray(b"x" * (1 << 20)))
         return real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(execute, "attention", leaking)

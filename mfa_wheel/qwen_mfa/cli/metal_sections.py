@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from qwen_mfa import tuning
+from qwen_mfa.cli.sample import peak_resident
 from qwen_mfa.cli.selftest_metal import answer
 from qwen_mfa.errors import QwenMfaError
 from qwen_mfa.inputs import draw
@@ -101,20 +101,14 @@ def leak(*, quick: bool) -> dict[str, Any]:
     for _ in range(WARM):
         mx.eval(metal.accurate.run(small, call))
     mx.clear_cache()
-    before, active = _peak(), mx.get_active_memory()
+    before, active = peak_resident(reset=True), mx.get_active_memory()
     for _ in range(calls):
         mx.eval(metal.accurate.run(small, call))
     mx.clear_cache()
-    growth, kept = _peak() - before, mx.get_active_memory() - active
+    growth, kept = peak_resident() - before, mx.get_active_memory() - active
     worst = max(growth, kept)
     failures = [] if worst <= GROWTH else [f"leak: {worst} bytes more after {calls} calls"]
     return {"calls": calls, "growth": growth, "mlx_growth": kept, "failures": failures}
-
-
-def _peak() -> int:
-    """Return the peak resident memory of this process, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def timing(*, quick: bool) -> dict[str, Any]:

@@ -102,7 +102,8 @@ MFA_INLINE void pack_four(float *tile, unsigned width, const float *const row[4]
                         __builtin_shufflevector(ab_low, ce_low, 2, 3, 6, 7),
                         __builtin_shufflevector(ab_high, ce_high, 0, 1, 4, 5),
                         __builtin_shufflevector(ab_high, ce_high, 2, 3, 6, 7)};
-        MFA_UNROLL for (unsigned i = 0; i < 4 && !plain; i++) column[i] *= times;
+        if (!plain)
+            MFA_UNROLL for (unsigned i = 0; i < 4; i++) column[i] *= times;
         MFA_UNROLL for (unsigned i = 0; i < 4; i++)
             memcpy(tile + (size_t)(d + i) * width, &column[i], group * sizeof(float));
     }

@@ -131,6 +131,21 @@ def test_exit_status_is_the_programs(tmp_path: Path, ending: str, status: int, t
     assert text in done.stderr
 
 
+def started(program: str) -> subprocess.Popen[str]:
+    """Start ``program`` under `qwen-mfa run` and wait for the line that it prints."""
+    child = subprocess.Popen(
+        [QWEN_MFA, "run", "--", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background inherits an ignored SIGINT, and Python then leaves it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_signals(tmp_path: Path, name: str) -> None:
     code = """
@@ -139,14 +154,7 @@ atexit.register(lambda: print("exit handlers ran", flush=True))
 print("ready", flush=True)
 time.sleep(60)
 """
-    child = subprocess.Popen(
-        [QWEN_MFA, "run", "--", script(tmp_path, code)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
+    child = started(script(tmp_path, code))
     child.send_signal(getattr(signal, name))
     out, err = child.communicate(timeout=60)
     assert child.returncode == -getattr(signal, name)  # as without qwen-mfa
@@ -163,14 +171,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
 print("ready", flush=True)
 time.sleep(60)
 """
-    child = subprocess.Popen(
-        [QWEN_MFA, "run", "--", script(tmp_path, code)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
+    child = started(script(tmp_path, code))
     child.terminate()
     _, err = child.communicate(timeout=60)
     assert child.returncode == 3

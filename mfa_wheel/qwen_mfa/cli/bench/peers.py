@@ -120,7 +120,12 @@ def _onnxruntime(call: Call) -> Callable[[], Any]:
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    # Its threads would go on spinning through the next contestant's turn.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     feed = dict(zip(names, flat, strict=True))
     return lambda: session.run(None, feed)[0]
 
