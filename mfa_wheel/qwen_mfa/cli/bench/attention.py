@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 HELP = "measure attention for Qwen-Image's shapes or any other"
 AGAIN = "mlx, again"
 PROBE_LENGTH = 256
+SETTLE = 0.1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -136,7 +137,13 @@ def measure(
     progress("warming up")
     # A call of many seconds needs no warming up, and its rounds are few enough as they are.
     slow = max(predicted.values(), default=0) > 2
-    rounds = interleave(work, rounds=args.rounds, warm_up=0 if slow else 1, on_round=on_round)
+    rounds = interleave(
+        work,
+        rounds=args.rounds,
+        warm_up=0 if slow else 1,
+        settle=SETTLE,
+        on_round=on_round,
+    )
     memory: dict[str, int | None] = {}
     if not args.no_memory:
         for name in work:

@@ -5,6 +5,7 @@ What slows the machine down then slows all of them alike, and ratios are taken w
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ def interleave(
     *,
     rounds: int,
     warm_up: int = 1,
+    settle: float = 0.0,
     on_round: Callable[[int, Rounds], None] | None = None,
 ) -> Rounds:
     """Time ``contestants`` in ``rounds`` rounds after ``warm_up`` unmeasured ones.
@@ -60,18 +62,21 @@ def interleave(
         contestants: Name to work; the work must be done (evaluated) when it returns.
         rounds: Measured rounds.
         warm_up: Unmeasured rounds.
+        settle: Seconds to wait before each: some libraries' threads spin on after their work is
+            done, and would slow down whoever comes next.
         on_round: Called after every measured round with its number from 1 and all times so far.
 
     """
     names = list(contestants)
+    order = random.Random(0)  # noqa: S311 - not a secret
     for _ in range(warm_up):
         for name in names:
             contestants[name]()
     measured = Rounds(times={name: [] for name in names})
     for number in range(1, rounds + 1 if names else 1):
-        # A rotation: nobody always runs after the same neighbour's cache contents.
-        turn = (number - 1) % len(names)
-        for name in names[turn:] + names[:turn]:
+        # Nobody always runs after the same neighbour, and every run has the same order.
+        for name in order.sample(names, len(names)):
+            time.sleep(settle)
             start = time.perf_counter()
             contestants[name]()
             measured.times[name].append(time.perf_counter() - start)
