@@ -54,7 +54,7 @@ MFLUX := .venv-mflux
 MFLUX_NEWEST := 0.24.0
 MFLUX_OLDEST := 0.23.0
 
-$(MFLUX)/.complete: requirements/mflux.in requirements/mflux-constraints.txt
+$(MFLUX)/.complete: requirements/mflux.in requirements/mflux-constraints.txt Makefile
 	@echo "Setting up $(MFLUX) ..."
 	@$(PYTHON) -m venv --clear $(MFLUX)
 	@$(MFLUX)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/mflux-constraints.txt -r requirements/mflux.in

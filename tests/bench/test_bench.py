@@ -32,16 +32,16 @@ def test_rounds_change_their_order() -> None:
     seen: list[int] = []
     found = interleave(
         {name: lambda name=name: order.append(name) for name in "abc"},  # type: ignore[misc]
-        rounds=3,
+        rounds=9,
         warm_up=1,
         on_round=lambda number, _: seen.append(number),
     )
-    rounds = ["".join(order[i : i + 3]) for i in range(0, 12, 3)]
+    rounds = ["".join(order[i : i + 3]) for i in range(0, 30, 3)]
     assert rounds[0] == "abc"
     assert all(sorted(x) == ["a", "b", "c"] for x in rounds)
     assert len(set(rounds[1:])) > 1
-    assert seen == [1, 2, 3]
-    assert {len(times) for times in found.times.values()} == {3}
+    assert seen == list(range(1, 10))
+    assert {len(times) for times in found.times.values()} == {9}
 
 
 def test_ratios_are_taken_within_rounds() -> None:
