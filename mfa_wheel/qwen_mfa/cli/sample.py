@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from qwen_mfa.problem import Problem
 
 HEADS, HEAD_DIM = 24, 128
-TEXT_TOKENS, PADDED = 100, 37
+TEXT_TOKENS, PADDED = 100, 37  # the padding is the end of the text
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 TIMEOUT = 600.0
 

@@ -20,6 +20,7 @@ from qwen_mfa.cli.bench.common import Progress, count
 from qwen_mfa.cli.bench.contestants import REMOVED, contestant, names
 from qwen_mfa.cli.bench.records import Case, Entry, Report
 from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleave
+from qwen_mfa.cli.sample import DTYPES
 from qwen_mfa.errors import LibraryError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("shapes", nargs="*", type=shapes.parse, metavar="SHAPE")
     parser.add_argument(
-        "--dtype", nargs="+", choices=shapes.DTYPES, default=["bfloat16"], help="element types"
+        "--dtype", nargs="+", choices=DTYPES, default=["bfloat16"], help="element types"
     )
     parser.add_argument("--mask", nargs="+", choices=shapes.MASKS, default=["none"])
     parser.add_argument("--rounds", type=count, default=5, help="measured rounds (default 5)")

@@ -16,6 +16,7 @@ import mlx.core as mx
 from qwen_mfa import padding
 from qwen_mfa.attention import scaled_dot_product_attention
 from qwen_mfa.cli.bench.rounds import Spread, interleave
+from qwen_mfa.cli.sample import DTYPES
 from qwen_mfa.cli.table import seconds, table
 from qwen_mfa.kernels import Call
 from qwen_mfa.kernels import mlx as reference
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 HELP = "padded text: masked against removed, for MLX alone too"
 
 HEAD_DIM = 128
-DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

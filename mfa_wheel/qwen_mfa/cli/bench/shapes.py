@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from qwen_mfa.cli.sample import DTYPES, PADDED, TEXT_TOKENS
 from qwen_mfa.kernels import Call
 
-TEXT_TOKENS = 100
-PADDED = 37  # of the text tokens, where a mask hides padding
-DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 MASKS = ("none", "padding", "causal")
 
 

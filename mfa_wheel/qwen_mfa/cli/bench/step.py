@@ -17,7 +17,8 @@ import qwen_mfa
 from qwen_mfa import dispatch
 from qwen_mfa.cli.bench.common import Progress, count
 from qwen_mfa.cli.bench.rounds import Spread, interleave
-from qwen_mfa.cli.bench.shapes import DTYPES, Shape, draw
+from qwen_mfa.cli.bench.shapes import Shape, draw
+from qwen_mfa.cli.sample import DTYPES
 from qwen_mfa.cli.table import seconds, table
 from qwen_mfa.policy import use
 from qwen_mfa.problem import describe
