@@ -1,5 +1,5 @@
 /* One block of query rows against all keys of its unit. */
-#include "plan.h"
+#include "block.h"
 
 #include "include/mfa_ffi.h"
 #include "rows.h"
@@ -13,6 +13,7 @@ typedef struct {
     mfa_scratch *scratch;
     size_t unit, first_row, row_count; /* rows of the unit, flat over (head of group, query) */
     uint32_t most_keys;                /* the largest limit of the block */
+    mfa_ahead ahead;
 } block;
 
 static mfa_row_place place_of(const block *b, size_t row)
@@ -94,6 +95,31 @@ static void start_states(const block *b)
     }
 }
 
+/* ---- memory wanted soon ---- */
+
+/* Rows from flat row `row` of a unit on: as many as lie one after the other, up to a block. */
+static void ask_for_rows(block *b, const mfa_operand *x, size_t unit, size_t row, uint32_t columns)
+{
+    if (unit >= b->plan->units)
+        return;
+    mfa_row_place at = mfa_place_of(b->plan, unit, row);
+    const size_t rows = b->plan->problem->seq_q - at.query;
+    mfa_ahead_add(&b->ahead, x, at.batch, at.head, at.query,
+                  rows < b->plan->block_rows ? rows : b->plan->block_rows, columns);
+}
+
+/* Where this block's results go, and the queries that this thread will probably take next. */
+static void look_ahead(block *b, size_t number)
+{
+    const mfa_plan *plan = b->plan;
+    const mfa_problem *p = plan->problem;
+    const size_t next = number + plan->threads;
+    b->ahead.runs = 0;
+    ask_for_rows(b, &p->q, b->unit + next / plan->blocks, next % plan->blocks * plan->block_rows,
+                 p->head_dim);
+    ask_for_rows(b, &p->out, b->unit, b->first_row, p->value_dim);
+}
+
 /* ---- the sweep over the keys ---- */
 
 /* Biases of a strip whose rows have mask rows of their own. False: no row sees any key here. */
@@ -120,7 +146,7 @@ static bool fill_biases(const block *b, size_t first_row, size_t first_key, uint
     return flags != MFA_BIAS_REMOVED;
 }
 
-static void attend_strip(const block *b, size_t strip, size_t first_key)
+static void attend_strip(block *b, size_t strip, size_t first_key)
 {
     const mfa_plan *plan = b->plan;
     const mfa_problem *p = plan->problem;
@@ -162,6 +188,7 @@ static void attend_strip(const block *b, size_t strip, size_t first_key)
         .clipped = least < mfa_padded_dim(keys, plan->kernels->lanes),
         .visible = visible,
         .bias = biased ? bias : NULL,
+        .ahead = &b->ahead,
     };
     plan->kernels->attend(&s);
 }
@@ -184,8 +211,27 @@ static void finish_row(const block *b, size_t row)
     mfa_row_write(b->plan, b->unit, place_of(b, row), sum, b->scratch);
 }
 
+static void sweep(block *b, mfa_share *share)
+{
+    const size_t mr = b->plan->kernels->mr, key_block = b->plan->key_block;
+    const size_t strips = (b->row_count + mr - 1) / mr;
+    const size_t steps = (b->most_keys + key_block - 1) / key_block * strips;
+    const size_t first = share->tile, tiles = share->end - first;
+    size_t step = 0, asked = share->end;
+    for (size_t key = 0; key < b->most_keys; key += key_block)
+        for (size_t strip = 0; strip < strips; strip++) {
+            attend_strip(b, strip, key);
+            step++;
+            mfa_share_advance(share, first + tiles * step / steps);
+            if (share->tile != asked) {
+                asked = share->tile;
+                mfa_share_ask(share, &b->ahead);
+            }
+        }
+}
+
 void mfa_block_compute(const mfa_plan *plan, size_t unit, size_t number, const mfa_slot *slot,
-                       mfa_scratch *scratch)
+                       mfa_scratch *scratch, mfa_share *share)
 {
     block b = {.plan = plan, .slot = slot, .scratch = scratch, .unit = unit};
     b.first_row = number * plan->block_rows;
@@ -194,10 +240,8 @@ void mfa_block_compute(const mfa_plan *plan, size_t unit, size_t number, const m
     find_limits(&b);
     pack_queries(&b);
     start_states(&b);
-    size_t strips = (b.row_count + plan->kernels->mr - 1) / plan->kernels->mr;
-    for (size_t key = 0; key < b.most_keys; key += plan->key_block)
-        for (size_t strip = 0; strip < strips; strip++)
-            attend_strip(&b, strip, key);
+    look_ahead(&b, number);
+    sweep(&b, share);
     for (size_t row = 0; row < b.row_count; row++)
         finish_row(&b, row);
 }

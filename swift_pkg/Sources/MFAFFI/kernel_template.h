@@ -10,9 +10,13 @@
  *   v_max(a, b)        b when either is NaN
  *   v_largest(v), v_total(v)   the largest lane, the sum of the lanes
  *   v_bias(v, bias)    v + bias, and -infinity where the bias is, even for NaN
- *   v_exponent(t)      2^n for t = 1.5 * 2^23 + n, exactly 0 for n = -127
  *   v_clip(v, first, visible)  lanes at or beyond `visible` become -infinity
  *   v_load_bf16, v_load_fp16, v_store_bf16, v_store_fp16
+ * and, with MFA_SCALES 1,
+ *   v_round(v)         to the nearest integer
+ *   v_scale(v, n)      v * 2^n for an integer n, exactly 0 for n < -126; NaN when n is
+ * or else
+ *   v_exponent(t)      2^n for t = 1.5 * 2^23 + n, exactly 0 for n = -127
  * and, with MFA_PAIRS 1,
  *   v_dot_pairs(a, b, c)  c + products of the BF16 pairs in a and b, whose type is vf all the same
  */
@@ -23,7 +27,9 @@
 #include <float.h>
 #include <math.h>
 
-#define MFA_ROWS_AHEAD 4
+#ifndef MFA_SCALES
+#define MFA_SCALES 0
+#endif
 #ifndef MFA_PAIRS
 #define MFA_PAIRS 0
 #define v_dot_pairs v_fma /* never reached */
@@ -60,166 +66,209 @@ MFA_INLINE vf load_vector(const unsigned char *at, int precision)
     }
 }
 
-/* A row as contiguous floats: in place where it already is that, else converted into `plain`. */
-static const float *plain_row(float *plain, const mfa_source *from, unsigned row)
+#include "transpose.h"
+
+/* What is packed: floats, or pairs of BF16 as they are, which are moved as if they were floats. */
+enum { MFA_AS_PAIRS = -1 };
+
+/* A vector of a row, from element (or pair) `first` on. */
+MFA_INLINE vf row_vector(const mfa_source *from, unsigned row, unsigned first, const int as)
 {
-    const size_t size = from->precision == MFA_PRECISION_FP32 ? 4 : 2;
     const unsigned char *at = from->rows[row];
-    unsigned i = 0;
-    if (from->stride == 1) {
-        for (; i + MFA_LANES <= from->length; i += MFA_LANES)
-            v_store(plain + i, load_vector(at + i * size, from->precision));
+    if (as == MFA_AS_PAIRS)
+        return v_load((const float *)(const void *)at + first);
+    return load_vector(at + (size_t)first * (as == MFA_PRECISION_FP32 ? 4 : 2), as);
+}
+
+/* The same where elements lie apart, or beyond the row's end, where zeros are taken. */
+MFA_INLINE vf row_elements(const mfa_source *from, unsigned row, unsigned first, const int as)
+{
+    const unsigned each = as == MFA_AS_PAIRS ? 2 : 1, start = first * each;
+    const size_t step = (size_t)from->stride * (as == MFA_PRECISION_FP32 ? 4 : 2);
+    const unsigned char *at = from->rows[row] + start * step;
+    float part[MFA_LANES] = {0};
+    for (unsigned i = 0; i < MFA_LANES * each && start + i < from->length; i++, at += step) {
+        if (as == MFA_AS_PAIRS)
+            memcpy((unsigned char *)part + 2 * (size_t)i, at, 2);
+        else
+            part[i] = load_element(at, as);
     }
-    for (; i < from->length; i++)
-        plain[i] = load_element(at + (size_t)i * (size_t)from->stride * size, from->precision);
-    return plain;
+    return v_load(part);
 }
 
-typedef float v4 __attribute__((vector_size(16)));
-
-MFA_INLINE v4 load_four(const float *p)
+/* How many elements (or pairs) of each row are whole vectors that can be loaded as such. */
+MFA_INLINE unsigned in_vectors(const mfa_source *from, const int as)
 {
-    v4 v;
-    memcpy(&v, p, sizeof v);
-    return v;
+    const unsigned length = as == MFA_AS_PAIRS ? from->length / 2 : from->length;
+    return from->stride == 1 ? length / MFA_LANES * MFA_LANES : 0;
 }
 
-/* Four rows to columns: column d goes to tile[d * width], `group` floats of it. */
-MFA_INLINE void pack_four(float *tile, unsigned width, const float *const row[4], unsigned length,
-                          float factor, const unsigned group)
+MFA_INLINE void store_columns(float *tile, unsigned width, vf v[MFA_LANES], unsigned columns,
+                              float factor, const unsigned group, const int as)
 {
-    const bool plain = factor == 1.0f; /* bits then stay as they are: they may be no floats */
-    const v4 times = {factor, factor, factor, factor};
+    transpose(v);
+    MFA_UNROLL for (unsigned i = 0; i < MFA_LANES; i++) {
+        vf column = as == MFA_AS_PAIRS ? v[i] : v_mul(v[i], v_set1(factor));
+        if (i < columns)
+            memcpy(tile + (size_t)i * width, &column, group * sizeof(float));
+    }
+}
+
+/* Up to a vector's lanes of rows, from `first` on, to columns of which `group` floats are kept. */
+MFA_INLINE void pack_group(float *tile, unsigned width, const mfa_source *from, unsigned first,
+                           float factor, const unsigned group, const int as)
+{
+    const unsigned length = as == MFA_AS_PAIRS ? (from->length + 1) / 2 : from->length;
+    const unsigned count = from->count - first < group ? from->count - first : group;
+    const unsigned whole = count == group ? in_vectors(from, as) : 0;
+    vf v[MFA_LANES];
     unsigned d = 0;
-    for (; d + 4 <= length; d += 4) {
-        v4 a = load_four(row[0] + d), b = load_four(row[1] + d);
-        v4 c = load_four(row[2] + d), e = load_four(row[3] + d);
-        v4 ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-        v4 ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-        v4 ce_low = __builtin_shufflevector(c, e, 0, 4, 1, 5);
-        v4 ce_high = __builtin_shufflevector(c, e, 2, 6, 3, 7);
-        v4 column[4] = {__builtin_shufflevector(ab_low, ce_low, 0, 1, 4, 5),
-                        __builtin_shufflevector(ab_low, ce_low, 2, 3, 6, 7),
-                        __builtin_shufflevector(ab_high, ce_high, 0, 1, 4, 5),
-                        __builtin_shufflevector(ab_high, ce_high, 2, 3, 6, 7)};
-        if (!plain)
-            MFA_UNROLL for (unsigned i = 0; i < 4; i++) column[i] *= times;
-        MFA_UNROLL for (unsigned i = 0; i < 4; i++)
-            memcpy(tile + (size_t)(d + i) * width, &column[i], group * sizeof(float));
+    for (; d < whole; d += MFA_LANES) {
+        MFA_UNROLL for (unsigned r = 0; r < MFA_LANES; r++)
+            v[r] = r < group ? row_vector(from, first + r, d, as) : v_set1(0.0f);
+        store_columns(tile + (size_t)d * width + first, width, v, MFA_LANES, factor, group, as);
     }
-    for (; d < length; d++)
-        for (unsigned r = 0; r < group; r++) {
-            float value = plain ? row[r][d] : row[r][d] * factor;
-            memcpy(&tile[(size_t)d * width + r], &value, sizeof value);
-        }
+    for (; d < length; d += MFA_LANES) {
+        for (unsigned r = 0; r < MFA_LANES; r++)
+            v[r] = r < count ? row_elements(from, first + r, d, as) : v_set1(0.0f);
+        store_columns(tile + (size_t)d * width + first, width, v, length - d, factor, group, as);
+    }
 }
 
-/* Rows come from far away and only once: ask for one a little before it is its turn. */
-MFA_INLINE void prefetch_row(const mfa_source *from, unsigned row)
+MFA_INLINE void pack_rows(float *tile, unsigned width, const mfa_source *from, float factor,
+                          const int as)
 {
-    const size_t bytes = from->length * (from->precision == MFA_PRECISION_FP32 ? 4u : 2u);
-    if (row < from->count && from->stride == 1)
-        for (size_t i = 0; i < bytes; i += 64)
-            __builtin_prefetch(from->rows[row] + i);
+    for (unsigned first = 0; first < from->count; first += MFA_LANES) {
+        if (width - first >= MFA_LANES)
+            pack_group(tile, width, from, first, factor, MFA_LANES, as);
+        else /* the end of a strip of queries */
+            pack_group(tile, width, from, first, factor, MFA_MR % MFA_LANES, as);
+    }
 }
 
 static void pack_columns(float *tile, unsigned width, const mfa_source *from, float factor)
 {
-    static const float zeros[1024];
-    float plain[4][1024 + MFA_LANES];
-    const unsigned filled = mfa_padded_dim(from->count, MFA_LANES);
-    const unsigned end = filled < width ? filled : width;
-    for (unsigned first = 0; first < end; first += 4) {
-        const float *row[4];
-        for (unsigned r = 0; r < 4; r++) {
-            prefetch_row(from, first + r + MFA_ROWS_AHEAD);
-            row[r] = first + r < from->count ? plain_row(plain[r], from, first + r) : zeros;
-        }
-        if (width - first >= 4)
-            pack_four(tile + first, width, row, from->length, factor, 4);
-        else if (width - first == 2)
-            pack_four(tile + first, width, row, from->length, factor, 2);
-        else
-            pack_four(tile + first, width, row, from->length, factor, width - first);
+    switch (from->precision) {
+    case MFA_PRECISION_FP16: pack_rows(tile, width, from, factor, MFA_PRECISION_FP16); break;
+    case MFA_PRECISION_BF16: pack_rows(tile, width, from, factor, MFA_PRECISION_BF16); break;
+    default: pack_rows(tile, width, from, factor, MFA_PRECISION_FP32); break;
     }
 }
 
 #if MFA_PAIRS
-/* Pairs are moved as if they were floats, four bytes at a time. */
 static void pack_pairs(float *tile, unsigned width, const mfa_source *from)
 {
-    static const float zeros[512];
-    float plain[4][512];
-    const unsigned pairs = (from->length + 1) / 2;
-    const unsigned filled = mfa_padded_dim(from->count, MFA_LANES);
-    const unsigned end = filled < width ? filled : width;
-    for (unsigned first = 0; first < end; first += 4) {
-        const float *row[4] = {zeros, zeros, zeros, zeros};
-        for (unsigned r = 0; r < 4 && first + r < from->count; r++) {
-            const unsigned char *at = from->rows[first + r];
-            prefetch_row(from, first + r + MFA_ROWS_AHEAD);
-            plain[r][pairs - 1] = 0.0f; /* the partner of an odd last element */
-            if (from->stride == 1)
-                memcpy(plain[r], at, 2 * (size_t)from->length);
-            else
-                for (unsigned i = 0; i < from->length; i++)
-                    memcpy((unsigned char *)plain[r] + 2 * (size_t)i,
-                           at + 2 * (size_t)i * (size_t)from->stride, 2);
-            row[r] = plain[r];
-        }
-        pack_four(tile + first, width, row, pairs, 1.0f, 4); /* mr and nr are multiples of 4 */
-    }
+    pack_rows(tile, width, from, 1.0f, MFA_AS_PAIRS);
 }
 #endif
 
-static void scale_row(float *row, const mfa_source *from, float factor)
+/* Elements of row `row` from `column` on, as many vectors as fill up to `end`. */
+MFA_INLINE void copy_row(float *to, const mfa_source *from, unsigned row, unsigned column,
+                         unsigned end, const int as)
 {
-    plain_row(row, from, 0);
-    for (unsigned i = 0; i < from->length; i++)
-        row[i] *= factor;
+    const unsigned whole = in_vectors(from, as);
+    for (; column < end; column += MFA_LANES, to += MFA_LANES)
+        v_store(to, column < whole ? row_vector(from, row, column, as)
+                                   : row_elements(from, row, column, as));
+}
+
+MFA_INLINE void pack_values(float *panels, size_t panel_stride, size_t first,
+                            const mfa_source *from, const int as)
+{
+    const unsigned padded = mfa_padded_dim(from->length, MFA_LANES);
+    const unsigned wide = in_vectors(from, as) / MFA_NR * MFA_NR;
+    for (unsigned r = 0; r < from->count; r++) {
+        float *panel = panels;
+        unsigned column = 0;
+        for (; column < wide; column += MFA_NR, panel += panel_stride)
+            MFA_UNROLL for (unsigned i = 0; i < MFA_NR; i += MFA_LANES)
+                v_store(panel + (first + r) * MFA_NR + i, row_vector(from, r, column + i, as));
+        for (; column < padded; column += MFA_NR, panel += panel_stride) {
+            const unsigned width = padded - column < MFA_NR ? padded - column : MFA_NR;
+            copy_row(panel + (first + r) * width, from, r, column, column + width, as);
+        }
+    }
 }
 
 static void pack_panels(float *panels, size_t panel_stride, size_t first, const mfa_source *from)
 {
-    const unsigned padded = mfa_padded_dim(from->length, MFA_LANES);
-    float plain[1024 + MFA_LANES];
-    memset(plain, 0, padded * sizeof(float));
-    for (unsigned r = 0; r < from->count; r++) {
-        prefetch_row(from, r + MFA_ROWS_AHEAD);
-        plain_row(plain, from, r);
-        for (unsigned column = 0; column < padded; column += MFA_NR) {
-            unsigned width = padded - column < MFA_NR ? padded - column : MFA_NR;
-            float *to = panels + column / MFA_NR * panel_stride + (first + r) * width;
-            for (unsigned i = 0; i < width; i += MFA_LANES)
-                v_store(to + i, v_load(plain + column + i));
-        }
+    switch (from->precision) {
+    case MFA_PRECISION_FP16: pack_values(panels, panel_stride, first, from, MFA_PRECISION_FP16); break;
+    case MFA_PRECISION_BF16: pack_values(panels, panel_stride, first, from, MFA_PRECISION_BF16); break;
+    default: pack_values(panels, panel_stride, first, from, MFA_PRECISION_FP32); break;
     }
+}
+
+/* Written element by element: a row of few queries is short work. */
+static void scale_row(float *row, const mfa_source *from, float factor)
+{
+    const size_t step = (size_t)from->stride * (from->precision == MFA_PRECISION_FP32 ? 4 : 2);
+    for (unsigned i = 0; i < from->length; i++)
+        row[i] = factor * load_element(from->rows[0] + i * step, from->precision);
 }
 
 /* ---- attention ---- */
 
+/* 2^x for -0.5 <= x <= 0.5. */
+MFA_INLINE vf exp2_fraction(vf x)
+{
+    vf p = v_set1(1.326472731307149e-3f);
+    p = v_fma(p, x, v_set1(9.671512991189957e-3f));
+    p = v_fma(p, x, v_set1(5.550733581185341e-2f));
+    p = v_fma(p, x, v_set1(2.4022242426872253e-1f));
+    p = v_fma(p, x, v_set1(6.931470036506653e-1f));
+    return v_fma(p, x, v_set1(1.0f));
+}
+
 /* 2^x for x <= 0; below -126.5, and for -infinity, exactly 0; NaN stays NaN. */
 MFA_INLINE vf exp2_vector(vf x)
 {
+#if MFA_SCALES
+    vf whole = v_round(x);
+    return v_scale(exp2_fraction(v_sub(x, whole)), whole);
+#else
     const vf magic = v_set1(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
     x = v_max(v_set1(-127.0f), x);
     vf shifted = v_add(x, magic);
-    vf fraction = v_sub(x, v_sub(shifted, magic));
-    vf p = v_set1(1.326472731307149e-3f);
-    p = v_fma(p, fraction, v_set1(9.671512991189957e-3f));
-    p = v_fma(p, fraction, v_set1(5.550733581185341e-2f));
-    p = v_fma(p, fraction, v_set1(2.4022242426872253e-1f));
-    p = v_fma(p, fraction, v_set1(6.931470036506653e-1f));
-    p = v_fma(p, fraction, v_set1(1.0f));
+    vf p = exp2_fraction(v_sub(x, v_sub(shifted, magic)));
     return v_mul(p, v_exponent(shifted)); /* a product, so that NaN survives */
+#endif
 }
+
+enum { LINE = 64 }; /* bytes of a cache line, nearly everywhere */
 
 /* Operands stream from the second-level cache: ask for what comes a few steps later. */
 MFA_INLINE void prefetch_ahead(const float *at, const int floats)
 {
-    enum { STEPS = MFA_PREFETCH_STEPS, LINE = 16 };
-    MFA_UNROLL for (int i = 0; i < floats; i += LINE)
+    enum { STEPS = MFA_PREFETCH_STEPS };
+    MFA_UNROLL for (int i = 0; i < floats; i += LINE / (int)sizeof *at)
         __builtin_prefetch(at + (size_t)STEPS * (size_t)floats + i);
+}
+
+/*
+ * Packing and writing results would wait for memory otherwise. One line at a time: many at once
+ * would hold up the operands, which come the same way.
+ */
+MFA_INLINE void ask_for_line(mfa_ahead *ahead)
+{
+    if (ahead->runs == 0)
+        return;
+    mfa_rows_ahead *run = &ahead->run[ahead->runs - 1];
+    __builtin_prefetch(run->row + run->asked, 0, 2);
+    run->asked += LINE;
+    if (run->asked < run->bytes + LINE - 1) /* rows begin anywhere in a line */
+        return;
+    run->asked = 0;
+    run->row += run->step;
+    if (--run->rows == 0)
+        ahead->runs--;
+}
+
+enum { STEPS_A_LINE = 16 };
+
+MFA_INLINE size_t steps_to(size_t left)
+{
+    return left < STEPS_A_LINE ? left : STEPS_A_LINE;
 }
 
 /* Scores of one key tile into the weights, and the lane-wise maxima of each row. */
@@ -232,17 +281,19 @@ MFA_INLINE void score_tile(const mfa_strip *s, unsigned tile, float *maxima, con
     MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
         MFA_UNROLL for (int j = 0; j < vectors; j++) acc[r][j] = v_set1(0.0f);
     const unsigned steps = paired ? (s->head_dim + 1) / 2 : s->head_dim;
-    for (unsigned step = 0; step < steps; step++) {
-        vf b[MFA_NV];
-        prefetch_ahead(k, MFA_NR);
-        MFA_UNROLL for (int j = 0; j < vectors; j++) b[j] = v_load(k + j * MFA_LANES);
-        MFA_UNROLL for (int r = 0; r < MFA_MR; r++) {
-            vf a = v_set1(q[r]);
-            MFA_UNROLL for (int j = 0; j < vectors; j++) 
-                acc[r][j] = paired ? v_dot_pairs(a, b[j], acc[r][j]) : v_fma(a, b[j], acc[r][j]);
+    for (const float *end = q + (size_t)steps * MFA_MR; q < end;) {
+        const float *pause = q + steps_to((size_t)(end - q) / MFA_MR) * MFA_MR;
+        ask_for_line(s->ahead);
+        for (; q < pause; q += MFA_MR, k += MFA_NR) {
+            vf b[MFA_NV];
+            prefetch_ahead(k, MFA_NR);
+            MFA_UNROLL for (int j = 0; j < vectors; j++) b[j] = v_load(k + j * MFA_LANES);
+            MFA_UNROLL for (int r = 0; r < MFA_MR; r++) {
+                vf a = v_set1(q[r]);
+                MFA_UNROLL for (int j = 0; j < vectors; j++)
+                    acc[r][j] = paired ? v_dot_pairs(a, b[j], acc[r][j]) : v_fma(a, b[j], acc[r][j]);
+            }
         }
-        k += MFA_NR;
-        q += MFA_MR;
     }
     const unsigned first = tile * MFA_NR;
     MFA_UNROLL for (int r = 0; r < MFA_MR; r++) {
@@ -313,17 +364,19 @@ MFA_INLINE void weigh_panel(const mfa_strip *s, const float *values, float *outp
     MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
         MFA_UNROLL for (int j = 0; j < vectors; j++) acc[r][j] = v_set1(0.0f);
     const float *weights = s->weights;
-    for (const float *end = weights + s->keys_seen; weights < end; weights++) {
-        vf b[MFA_NV];
-        prefetch_ahead(values, width);
-        MFA_UNROLL for (int j = 0; j < vectors; j++)
-            b[j] = v_load(values + j * MFA_LANES);
-        MFA_UNROLL for (int r = 0; r < MFA_MR; r++) {
-            vf a = v_set1(weights[r * MFA_MAX_KEY_BLOCK]);
-            MFA_UNROLL for (int j = 0; j < vectors; j++)
-                acc[r][j] = v_fma(a, b[j], acc[r][j]);
+    for (const float *end = weights + s->keys_seen; weights < end;) {
+        const float *pause = weights + steps_to((size_t)(end - weights));
+        ask_for_line(s->ahead);
+        for (; weights < pause; weights++, values += width) {
+            vf b[MFA_NV];
+            prefetch_ahead(values, width);
+            MFA_UNROLL for (int j = 0; j < vectors; j++) b[j] = v_load(values + j * MFA_LANES);
+            MFA_UNROLL for (int r = 0; r < MFA_MR; r++) {
+                vf a = v_set1(weights[r * MFA_MAX_KEY_BLOCK]);
+                MFA_UNROLL for (int j = 0; j < vectors; j++)
+                    acc[r][j] = v_fma(a, b[j], acc[r][j]);
+            }
         }
-        values += width;
     }
     MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
         MFA_UNROLL for (int j = 0; j < vectors; j++) {

@@ -22,6 +22,7 @@ enum {
     MFA_MAX_MR = 16,  /* rows of a strip, at most */
     MFA_MAX_NR = 64,  /* keys of a tile, at most */
     MFA_MAX_LANES = 16,
+    MFA_MAX_RUNS_AHEAD = 8,
     MFA_MAX_KEY_BLOCK = 256, /* keys of a block; also the row length of a strip of weights */
 };
 
@@ -30,6 +31,19 @@ typedef struct {
     float maximum[MFA_MAX_MR];
     float sum[MFA_MAX_MR * MFA_MAX_LANES]; /* per row, `lanes` partial sums */
 } mfa_strip_state;
+
+/* Rows of memory far away that other work will want soon. */
+typedef struct {
+    const unsigned char *row;
+    int64_t step; /* bytes from a row to the next */
+    uint32_t rows, bytes, asked; /* rows left; bytes of each, of the first one asked for */
+} mfa_rows_ahead;
+
+/* Kernels ask for a line of it now and then, in passing; the last run comes first. */
+typedef struct {
+    mfa_rows_ahead run[MFA_MAX_RUNS_AHEAD];
+    unsigned runs;
+} mfa_ahead;
 
 /* One strip against one block of keys. */
 typedef struct {
@@ -47,6 +61,7 @@ typedef struct {
     bool clipped;             /* some row sees fewer than keys_seen rounded up to `lanes` */
     const uint32_t *visible;  /* [mr] keys of the block that each row sees; used when clipped */
     const float *const *bias; /* [mr] rows of as many biases, or null for none */
+    mfa_ahead *ahead;
 } mfa_strip;
 
 /* A few query rows against a run of keys and values that are read in place. */

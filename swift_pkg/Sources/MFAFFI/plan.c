@@ -8,7 +8,7 @@ enum {
     ALIGNMENT = 64,
     BLOCK_ROWS = 256,      /* query rows whose outputs stay in the second-level cache */
     BLOCK_FLOATS = 48 << 10, /* keys and values of one key block: 192 KiB */
-    CHUNK_KEYS = 512,
+    CHUNK_TILES = 16,
     SPLIT_KEYS = 256, /* of a part, at least */
     THREAD_WORK = 1 << 20, /* multiply-adds that make one more thread worth waking */
 };
@@ -66,8 +66,8 @@ static void choose_blocks(mfa_plan *plan)
     plan->key_block = (uint32_t)smaller(larger(keys, nr), MFA_MAX_KEY_BLOCK);
     plan->padded_keys = round_up(p->seq_kv, nr);
     plan->panel_stride = plan->padded_keys * nr;
-    plan->chunk_keys = CHUNK_KEYS;
-    plan->chunks = ceil_div(plan->padded_keys, plan->chunk_keys);
+    plan->tiles = plan->padded_keys / nr;
+    plan->chunks = ceil_div(plan->tiles, CHUNK_TILES);
 }
 
 /* Units packed ahead of those computed, so that nobody waits for a pack. */
@@ -76,7 +76,7 @@ static void choose_tasks(mfa_plan *plan)
     plan->lookahead = 1 + plan->threads / plan->blocks;
     plan->slot_count = smaller(plan->lookahead + 2, plan->units);
     plan->head_tasks = smaller(plan->lookahead + 1, plan->units) * plan->chunks;
-    plan->tasks = plan->head_tasks + plan->units * (plan->blocks + plan->chunks);
+    plan->tasks = plan->head_tasks + plan->units * plan->blocks;
 }
 
 /* Nothing is packed for few rows: a task is a part of a unit's keys. */

@@ -2,7 +2,7 @@
  * How one call is cut into tasks, and its work memory.
  *
  * A unit is one key/value head of one batch entry; the query heads that share it are its rows.
- * Per unit the keys and values are packed once, in chunks, into one of a few slots; its rows are
+ * Per unit the keys and values are packed once, in tiles, into one of a few slots; its rows are
  * computed in blocks. Memory: `slots` packed units plus one scratch per thread, so linear in the
  * sequence length.
  */
@@ -42,7 +42,7 @@ typedef struct {
     size_t units, rows;  /* rows: group * seq_q, per unit */
     size_t block_rows, blocks;
     uint32_t key_block;  /* keys visited at a time */
-    size_t chunk_keys, chunks;
+    size_t tiles, chunks; /* of keys: what is packed at a time, what a task of packing packs */
     size_t padded_keys, panel_stride;
     unsigned padded_value_dim;
     bool selects;        /* one mask row serves all rows of a unit: drop the keys it removes */
@@ -87,13 +87,13 @@ static inline unsigned char *mfa_row_of(const mfa_operand *x, size_t batch, size
     return x->data + element * mfa_precision_size(x->precision);
 }
 
-/* unit.c: chooses the keys of a unit, and packs chunk `chunk` of them. */
+/* unit.c: chooses the keys of a unit, and packs tile `tile` of them. */
 void mfa_unit_select(const mfa_plan *plan, size_t unit, mfa_slot *slot);
-void mfa_unit_pack(const mfa_plan *plan, size_t unit, size_t chunk, mfa_slot *slot);
+void mfa_unit_pack(const mfa_plan *plan, size_t unit, size_t tile, mfa_slot *slot);
 
-/* block.c: computes block `block` of a unit's rows and writes its output. */
-void mfa_block_compute(const mfa_plan *plan, size_t unit, size_t block, const mfa_slot *slot,
-                       mfa_scratch *scratch);
+/* Adds rows from `first` on of a head to those that will be wanted soon. */
+void mfa_ahead_add(mfa_ahead *ahead, const mfa_operand *x, size_t batch, size_t head, size_t first,
+                   size_t rows, uint32_t columns);
 
 /* few.c: computes part `part` of a unit whose rows are few. */
 void mfa_few_compute(const mfa_plan *plan, size_t unit, size_t part, mfa_scratch *scratch);

@@ -28,12 +28,15 @@ void mfa_unit_select(const mfa_plan *plan, size_t unit, mfa_slot *slot)
     slot->biased = (flags & MFA_BIAS_OTHER) != 0;
 }
 
-static void pack_tile(const mfa_plan *plan, size_t unit, size_t first, mfa_slot *slot)
+void mfa_unit_pack(const mfa_plan *plan, size_t unit, size_t number, mfa_slot *slot)
 {
     const mfa_problem *p = plan->problem;
     const unsigned nr = plan->kernels->nr;
+    const size_t first = number * nr;
     const size_t batch = mfa_unit_batch(plan, unit), head = mfa_unit_head(plan, unit);
     const unsigned char *key_rows[MFA_MAX_NR], *value_rows[MFA_MAX_NR];
+    if (first >= slot->key_count)
+        return;
     unsigned count = slot->key_count - first < nr ? (unsigned)(slot->key_count - first) : nr;
     for (unsigned i = 0; i < count; i++) {
         size_t key = plan->selects ? slot->index[first + i] : first + i;
@@ -50,13 +53,16 @@ static void pack_tile(const mfa_plan *plan, size_t unit, size_t first, mfa_slot 
     plan->kernels->pack_panels(slot->values, plan->panel_stride, first, &values);
 }
 
-void mfa_unit_pack(const mfa_plan *plan, size_t unit, size_t chunk, mfa_slot *slot)
+void mfa_ahead_add(mfa_ahead *ahead, const mfa_operand *x, size_t batch, size_t head, size_t first,
+                   size_t rows, uint32_t columns)
 {
-    const size_t nr = plan->kernels->nr;
-    size_t first = chunk * plan->chunk_keys;
-    size_t end = first + plan->chunk_keys;
-    if (end > slot->key_count)
-        end = slot->key_count;
-    for (; first < end; first += nr)
-        pack_tile(plan, unit, first, slot);
+    if (rows == 0 || x->stride[3] != 1 || ahead->runs == MFA_MAX_RUNS_AHEAD)
+        return;
+    const size_t size = mfa_precision_size(x->precision);
+    ahead->run[ahead->runs++] = (mfa_rows_ahead){
+        .row = mfa_row_of(x, batch, head, first),
+        .step = x->stride[2] * (int64_t)size,
+        .rows = (uint32_t)rows,
+        .bytes = columns * (uint32_t)size,
+    };
 }

@@ -3,6 +3,7 @@
 #define MFA_MR 12
 #define MFA_NV 2
 #define MFA_PREFETCH_STEPS 8
+#define MFA_SCALES 1
 #define V_INLINE static inline __attribute__((always_inline))
 
 typedef __m512 vf;
@@ -24,10 +25,15 @@ V_INLINE vf v_bias(vf v, vf bias)
     return _mm512_mask_mov_ps(_mm512_add_ps(v, bias), _mm512_cmpeq_ps_mask(bias, removed), removed);
 }
 
-V_INLINE vf v_exponent(vf t)
+V_INLINE vf v_round(vf v)
 {
-    __m512i n = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
-    return _mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(0x3f800000)));
+    return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+V_INLINE vf v_scale(vf v, vf n)
+{
+    __mmask16 above = _mm512_cmp_ps_mask(n, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+    return _mm512_maskz_scalef_ps(above, v, n);
 }
 
 V_INLINE vf v_clip(vf v, uint32_t first, uint32_t visible)
