@@ -490,8 +490,34 @@ static void run_special_case(special *s, const char *what)
     free(s);
 }
 
+/* Scores that rise or fall with the key, by `slope` powers of two a key: see weigh_block. */
+static void run_rising(double slope, int causal)
+{
+    enum { KEYS = 700 };
+    special *s = new_special();
+    float *k = calloc(KEYS * SPECIAL_DIM, sizeof *k), *v = calloc(KEYS * SPECIAL_DIM, sizeof *v);
+    for (int i = 0; i < KEYS * SPECIAL_DIM; i++) {
+        k[i] = i % SPECIAL_DIM ? (float)random_normal() : (float)(slope * (i / SPECIAL_DIM));
+        v[i] = (float)random_normal();
+    }
+    for (int i = 0; i < SPECIAL_ROWS; i++)
+        s->q[i * SPECIAL_DIM] = i % 4 ? (float)(i % 3 - 1) : 0.5f;
+    s->args.seq_kv = KEYS;
+    s->args.k = k;
+    s->args.v = v;
+    s->args.k_bytes = s->args.v_bytes = KEYS * SPECIAL_DIM * sizeof *k;
+    s->args.scale = 0.6931472f;
+    s->args.causal = causal;
+    run_special_case(s, "scores that rise from block to block");
+    free(k);
+    free(v);
+}
+
 static void run_special(void)
 {
+    for (int causal = 0; causal < 3; causal++)
+        for (int i = 0; i < 4; i++)
+            run_rising((double[]){0.005, 0.02, 0.05, 0.1}[i], causal);
     static const uint32_t nan_bits[] = {0x7fc00000, 0x7f800001, 0x7fffffff, 0xffc00001};
     for (size_t i = 0; i < sizeof nan_bits / sizeof *nan_bits; i++) {
         special *s = new_special();

@@ -82,14 +82,16 @@ static void pack_queries(const block *b)
 static void start_states(const block *b)
 {
     const unsigned mr = b->plan->kernels->mr, lanes = b->plan->kernels->lanes;
+    const bool sinks = b->plan->problem->sinks != NULL;
     size_t strips = (b->row_count + mr - 1) / mr;
     memset(b->scratch->output, 0, strips * mr * b->plan->padded_value_dim * sizeof(float));
     for (size_t strip = 0; strip < strips; strip++) {
         mfa_strip_state *state = &b->scratch->states[strip];
-        memset(state->sum, 0, sizeof state->sum);
+        memset(state->sum, 0, mr * lanes * sizeof(float));
+        state->measured = false;
         for (unsigned r = 0; r < MFA_MAX_MR; r++)
             state->maximum[r] = -INFINITY;
-        for (unsigned r = 0; r < mr && strip * mr + r < b->row_count; r++)
+        for (unsigned r = 0; sinks && r < mr && strip * mr + r < b->row_count; r++)
             mfa_row_start(b->plan->problem, place_of(b, strip * mr + r), &state->maximum[r],
                           &state->sum[r * lanes]);
     }
@@ -199,15 +201,10 @@ static void finish_row(const block *b, size_t row)
 {
     const mfa_kernels *k = b->plan->kernels;
     const size_t strip = row / k->mr;
-    const unsigned r = (unsigned)(row % k->mr);
-    const float *sums = b->scratch->states[strip].sum + r * k->lanes;
-    float sum = 0.0f;
-    for (unsigned lane = 0; lane < k->lanes; lane++)
-        sum += sums[lane];
-    if (sum != 0.0f)
-        k->gather(b->scratch->plain,
-                  b->scratch->output + strip * k->mr * b->plan->padded_value_dim, r,
-                  b->plan->problem->value_dim, 1.0f / sum);
+    float sum = k->gather(b->scratch->plain,
+                          b->scratch->output + strip * k->mr * b->plan->padded_value_dim,
+                          &b->scratch->states[strip], (unsigned)(row % k->mr),
+                          b->plan->problem->value_dim);
     mfa_row_write(b->plan, b->unit, place_of(b, row), sum, b->scratch);
 }
 

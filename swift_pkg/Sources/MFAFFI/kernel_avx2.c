@@ -62,8 +62,7 @@ V_INLINE vf v_bias(vf v, vf bias)
 
 V_INLINE vf v_exponent(vf t)
 {
-    __m256i n = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
-    return _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(0x3f800000)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(t), 23));
 }
 
 V_INLINE vf v_clip(vf v, uint32_t first, uint32_t visible)

@@ -58,7 +58,7 @@ V_INLINE vf v_bias(vf v, vf bias)
     return v_select(bias == removed, removed, v + bias);
 }
 
-V_INLINE vf v_exponent(vf t) { return (vf)(((vu)t << 23) + 0x3f800000u); }
+V_INLINE vf v_exponent(vf t) { return (vf)((vu)t << 23); }
 
 V_INLINE vf v_clip(vf v, uint32_t first, uint32_t visible)
 {

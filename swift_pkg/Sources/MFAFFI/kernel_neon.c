@@ -17,6 +17,7 @@ static bool usable(void)
 #define MFA_MR 6
 #define MFA_NV 4
 #define MFA_PREFETCH_STEPS 16
+#define MFA_FUSES 1
 #define V_INLINE static inline __attribute__((always_inline))
 
 typedef float32x4_t vf;
@@ -40,8 +41,7 @@ V_INLINE vf v_bias(vf v, vf bias)
 
 V_INLINE vf v_exponent(vf t)
 {
-    int32x4_t n = vshlq_n_s32(vreinterpretq_s32_f32(t), 23);
-    return vreinterpretq_f32_s32(vaddq_s32(n, vdupq_n_s32(0x3f800000)));
+    return vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(t), 23));
 }
 
 V_INLINE vf v_clip(vf v, uint32_t first, uint32_t visible)

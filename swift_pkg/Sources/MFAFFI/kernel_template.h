@@ -12,11 +12,11 @@
  *   v_bias(v, bias)    v + bias, and -infinity where the bias is, even for NaN
  *   v_clip(v, first, visible)  lanes at or beyond `visible` become -infinity
  *   v_load_bf16, v_load_fp16, v_store_bf16, v_store_fp16
- * and, with MFA_SCALES 1,
- *   v_round(v)         to the nearest integer
- *   v_scale(v, n)      v * 2^n for an integer n, exactly 0 for n < -126; NaN when n is
+ * and MFA_FUSES 1 where there are registers enough for a tile and an exponential; with MFA_SCALES 1
+ *   v_fraction(v)      v - floor(v); 0 for infinities
+ *   v_scale(a, b)      a * 2^floor(b)
  * or else
- *   v_exponent(t)      2^n for t = 1.5 * 2^23 + n, exactly 0 for n = -127
+ *   v_exponent(t)      2^n for t = 1.5 * 2^23 + 127 + n, exactly 0 for n = -127
  * and, with MFA_PAIRS 1,
  *   v_dot_pairs(a, b, c)  c + products of the BF16 pairs in a and b, whose type is vf all the same
  */
@@ -29,6 +29,9 @@
 
 #ifndef MFA_SCALES
 #define MFA_SCALES 0
+#endif
+#ifndef MFA_FUSES
+#define MFA_FUSES 0
 #endif
 #ifndef MFA_PAIRS
 #define MFA_PAIRS 0
@@ -45,6 +48,9 @@
 #else
 #define MFA_UNROLL _Pragma("GCC unroll 32")
 #endif
+
+/* Keeps the compiler from loading early what it then has to keep elsewhere. */
+#define MFA_IN_ORDER __asm__ volatile("" ::: "memory")
 
 /* ---- packing ---- */
 
@@ -209,28 +215,32 @@ static void scale_row(float *row, const mfa_source *from, float factor)
 
 /* ---- attention ---- */
 
-/* 2^x for -0.5 <= x <= 0.5. */
-MFA_INLINE vf exp2_fraction(vf x)
-{
-    vf p = v_set1(1.326472731307149e-3f);
-    p = v_fma(p, x, v_set1(9.671512991189957e-3f));
-    p = v_fma(p, x, v_set1(5.550733581185341e-2f));
-    p = v_fma(p, x, v_set1(2.4022242426872253e-1f));
-    p = v_fma(p, x, v_set1(6.931470036506653e-1f));
-    return v_fma(p, x, v_set1(1.0f));
-}
-
-/* 2^x for x <= 0; below -126.5, and for -infinity, exactly 0; NaN stays NaN. */
+/*
+ * 2^x for x <= 0, relative error below 2^-22; for -infinity 0; NaN stays NaN. The polynomials are
+ * minimax in relative error, exact at 0.
+ */
 MFA_INLINE vf exp2_vector(vf x)
 {
 #if MFA_SCALES
-    vf whole = v_round(x);
-    return v_scale(exp2_fraction(v_sub(x, whole)), whole);
+    vf fraction = v_fraction(x); /* of [0, 1) */
+    vf p = v_set1(1.867131619234394e-3f);
+    p = v_fma(p, fraction, v_set1(9.017025998584186e-3f));
+    p = v_fma(p, fraction, v_set1(5.579991737572332e-2f));
+    p = v_fma(p, fraction, v_set1(2.401644484232394e-1f));
+    p = v_fma(p, fraction, v_set1(6.931513120384988e-1f));
+    p = v_fma(p, fraction, v_set1(1.0f));
+    return v_scale(p, x);
 #else
-    const vf magic = v_set1(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    const vf magic = v_set1(12583039.0f); /* 1.5 * 2^23 + 127: adding it rounds to an integer */
     x = v_max(v_set1(-127.0f), x);
     vf shifted = v_add(x, magic);
-    vf p = exp2_fraction(v_sub(x, v_sub(shifted, magic)));
+    vf fraction = v_sub(x, v_sub(shifted, magic)); /* of [-0.5, 0.5] */
+    vf p = v_set1(1.326472731307149e-3f);
+    p = v_fma(p, fraction, v_set1(9.671512991189957e-3f));
+    p = v_fma(p, fraction, v_set1(5.550733581185341e-2f));
+    p = v_fma(p, fraction, v_set1(2.4022242426872253e-1f));
+    p = v_fma(p, fraction, v_set1(6.931470036506653e-1f));
+    p = v_fma(p, fraction, v_set1(1.0f));
     return v_mul(p, v_exponent(shifted)); /* a product, so that NaN survives */
 #endif
 }
@@ -271,16 +281,13 @@ MFA_INLINE size_t steps_to(size_t left)
     return left < STEPS_A_LINE ? left : STEPS_A_LINE;
 }
 
-/* Scores of one key tile into the weights, and the lane-wise maxima of each row. */
-MFA_INLINE void score_tile(const mfa_strip *s, unsigned tile, float *maxima, const int vectors,
-                           const bool paired)
+/* acc += queries times one tile of keys. */
+MFA_INLINE void add_dots(const mfa_strip *s, unsigned tile, vf acc[MFA_MR][MFA_NV],
+                         const int vectors, const bool paired)
 {
+    const unsigned steps = paired ? (s->head_dim + 1) / 2 : s->head_dim;
     const float *q = s->queries;
     const float *k = s->keys + (size_t)tile * s->head_dim * MFA_NR;
-    vf acc[MFA_MR][MFA_NV];
-    MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
-        MFA_UNROLL for (int j = 0; j < vectors; j++) acc[r][j] = v_set1(0.0f);
-    const unsigned steps = paired ? (s->head_dim + 1) / 2 : s->head_dim;
     for (const float *end = q + (size_t)steps * MFA_MR; q < end;) {
         const float *pause = q + steps_to((size_t)(end - q) / MFA_MR) * MFA_MR;
         ask_for_line(s->ahead);
@@ -295,18 +302,45 @@ MFA_INLINE void score_tile(const mfa_strip *s, unsigned tile, float *maxima, con
             }
         }
     }
-    const unsigned first = tile * MFA_NR;
+}
+
+/* Scores of a tile as masks leave them. */
+MFA_INLINE void mask_scores(const mfa_strip *s, unsigned tile, vf acc[MFA_MR][MFA_NV],
+                            const int vectors)
+{
+    if (!s->bias && !s->clipped)
+        return;
+    MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
+        MFA_UNROLL for (int j = 0; j < vectors; j++) {
+            const unsigned key = tile * MFA_NR + (unsigned)(j * MFA_LANES);
+            if (s->bias)
+                acc[r][j] = v_bias(acc[r][j], v_load(s->bias[r] + key));
+            if (s->clipped)
+                acc[r][j] = v_clip(acc[r][j], key, s->visible[r]);
+        }
+}
+
+/* ---- a block whose maxima are not known yet: scores, their maxima, then weights ---- */
+
+/* Scores of one key tile into the weights, and the lane-wise maxima of each row. */
+MFA_INLINE void score_tile(const mfa_strip *s, unsigned tile, float *maxima, const int vectors,
+                           const bool paired)
+{
+    vf acc[MFA_MR][MFA_NV];
+    MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
+        MFA_UNROLL for (int j = 0; j < vectors; j++) acc[r][j] = v_set1(0.0f);
+    add_dots(s, tile, acc, vectors, paired);
+    if (paired)
+        MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
+            MFA_UNROLL for (int j = 0; j < vectors; j++)
+                acc[r][j] = v_mul(acc[r][j], v_set1(s->scale));
+    mask_scores(s, tile, acc, vectors);
+    float *weights = s->weights + tile * MFA_NR;
     MFA_UNROLL for (int r = 0; r < MFA_MR; r++) {
-        float *weights = s->weights + r * MFA_MAX_KEY_BLOCK + first;
         vf maximum = v_load(maxima + r * MFA_LANES);
         MFA_UNROLL for (int j = 0; j < vectors; j++) {
-            vf score = paired ? v_mul(acc[r][j], v_set1(s->scale)) : acc[r][j];
-            if (s->bias)
-                score = v_bias(score, v_load(s->bias[r] + first + j * MFA_LANES));
-            if (s->clipped)
-                score = v_clip(score, first + j * MFA_LANES, s->visible[r]);
-            maximum = v_max(score, maximum);
-            v_store(weights + j * MFA_LANES, score);
+            maximum = v_max(acc[r][j], maximum);
+            v_store(weights + r * MFA_MAX_KEY_BLOCK + j * MFA_LANES, acc[r][j]);
         }
         v_store(maxima + r * MFA_LANES, maximum);
     }
@@ -334,22 +368,25 @@ MFA_INLINE void update_maxima(const mfa_strip *s, const float *maxima, row_facto
         v_store(rows->origin + r, origin);
         v_store(rows->scale + r, exp2_vector(v_sub(before, origin)));
     }
+    bool measured = true;
+    for (int r = 0; r < MFA_MR; r++)
+        measured &= running[r] >= -FLT_MAX && running[r] <= FLT_MAX;
+    s->state->measured = measured;
 }
 
-/* Scores of a row to weights, and its sum brought up to date. */
-MFA_INLINE void soften_row(const mfa_strip *s, int row, const row_factors *rows)
+/* Scores of a row, from key `key` on, to weights, from an origin or as they are; their sums. */
+MFA_INLINE vf soften_row(const mfa_strip *s, int row, unsigned key, const float *origin)
 {
     float *weights = s->weights + row * MFA_MAX_KEY_BLOCK;
-    float *sum = s->state->sum + row * MFA_LANES;
     const float *end = weights + mfa_padded_dim(s->keys_seen, MFA_LANES);
     vf total = v_set1(0.0f);
-    const vf base = v_set1(rows->origin[row]);
-    for (; weights < end; weights += MFA_LANES) {
-        vf weight = exp2_vector(v_sub(v_load(weights), base));
+    for (weights += key; weights < end; weights += MFA_LANES) {
+        vf score = v_load(weights);
+        vf weight = exp2_vector(origin ? v_sub(score, v_set1(*origin)) : score);
         v_store(weights, weight);
         total = v_add(total, weight);
     }
-    v_store(sum, v_fma(v_load(sum), v_set1(rows->scale[row]), total));
+    return total;
 }
 
 /*
@@ -385,76 +422,187 @@ MFA_INLINE void weigh_panel(const mfa_strip *s, const float *values, float *outp
         }
 }
 
-/* The scores of all keys that any row of the strip sees. */
-MFA_INLINE void score_strip(const mfa_strip *s, float *maxima, const bool paired)
+/* ---- a block measured from earlier maxima: weights at once ---- */
+
+/*
+ * Weights of one key tile, and lane-wise sums of them; without MFA_FUSES only scores. Where
+ * exponentials of large numbers are not infinite, also the highest scores, behind the sums.
+ */
+MFA_INLINE void weigh_tile(const mfa_strip *s, unsigned tile, float *totals, const int vectors,
+                           const bool paired)
 {
-    const unsigned tiles = s->keys_seen / MFA_NR;
-    for (unsigned tile = 0; tile < tiles; tile++)
-        score_tile(s, tile, maxima, MFA_NV, paired);
-    switch ((s->keys_seen % MFA_NR + MFA_LANES - 1) / MFA_LANES) { /* the last, narrower tile */
+    vf acc[MFA_MR][MFA_NV];
+    MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
+        MFA_UNROLL for (int j = 0; j < vectors; j++)
+            acc[r][j] = v_set1(paired ? 0.0f : -s->state->maximum[r]);
+    add_dots(s, tile, acc, vectors, paired);
+    if (paired)
+        MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
+            MFA_UNROLL for (int j = 0; j < vectors; j++)
+                acc[r][j] = v_fma(acc[r][j], v_set1(s->scale), v_set1(-s->state->maximum[r]));
+    mask_scores(s, tile, acc, vectors);
+    if (!MFA_SCALES) {
+        vf highest = v_load(totals + MFA_MR * MFA_LANES);
+        MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
+            MFA_UNROLL for (int j = 0; j < vectors; j++) highest = v_max(acc[r][j], highest);
+        v_store(totals + MFA_MR * MFA_LANES, highest);
+    }
+    float *weights = s->weights + tile * MFA_NR;
+    MFA_UNROLL for (int r = 0; r < MFA_MR; r++, weights += MFA_MAX_KEY_BLOCK) {
+        if (!MFA_FUSES) {
+            MFA_UNROLL for (int j = 0; j < vectors; j++) v_store(weights + j * MFA_LANES, acc[r][j]);
+            continue;
+        }
+        vf total = v_set1(0.0f);
+        MFA_UNROLL for (int j = 0; j < vectors; j++) {
+            vf weight = exp2_vector(acc[r][j]);
+            v_store(weights + j * MFA_LANES, weight);
+            total = j ? v_add(total, weight) : weight;
+        }
+        MFA_IN_ORDER;
+        v_store(totals + r * MFA_LANES, v_add(v_load(totals + r * MFA_LANES), total));
+    }
+}
+
+/* ---- both ---- */
+
+/* Tiles from `tile` on, of the former or the latter kind; the last may be narrower. */
+MFA_INLINE void visit_tiles(const mfa_strip *s, unsigned tile, float *rows, const bool measured,
+                            const bool paired)
+{
+    const unsigned whole = s->keys_seen / MFA_NR;
+#define MFA_VISIT(vectors)                                                                         \
+    (measured ? weigh_tile(s, tile, rows, vectors, paired)                                         \
+              : score_tile(s, tile, rows, vectors, paired))
+    for (; tile < whole; tile++)
+        MFA_VISIT(MFA_NV);
+    switch ((s->keys_seen % MFA_NR + MFA_LANES - 1) / MFA_LANES) {
 #if MFA_NV > 3
-    case 4: score_tile(s, tiles, maxima, 4, paired); break;
+    case 4: MFA_VISIT(4); break;
 #endif
 #if MFA_NV > 2
-    case 3: score_tile(s, tiles, maxima, 3, paired); break;
+    case 3: MFA_VISIT(3); break;
 #endif
-    case 2: score_tile(s, tiles, maxima, 2, paired); break;
-    case 1: score_tile(s, tiles, maxima, 1, paired); break;
+    case 2: MFA_VISIT(2); break;
+    case 1: MFA_VISIT(1); break;
     default: break;
     }
+#undef MFA_VISIT
+}
+
+MFA_INLINE void visit(const mfa_strip *s, unsigned tile, float *rows, const bool measured)
+{
+#if MFA_PAIRS
+    if (s->paired) {
+        visit_tiles(s, tile, rows, measured, true);
+        return;
+    }
+#endif
+    visit_tiles(s, tile, rows, measured, false);
+}
+
+/* Weights of the first `keys` keys, measured from the highest score so far, theirs included. */
+static void measure(const mfa_strip *all, unsigned keys, row_factors *rows)
+{
+    mfa_strip s = *all;
+    float maxima[MFA_MR * MFA_LANES];
+    for (int i = 0; i < MFA_MR * MFA_LANES; i++)
+        maxima[i] = -INFINITY;
+    s.keys_seen = keys;
+    visit(&s, 0, maxima, false);
+    update_maxima(&s, maxima, rows);
+    float *sum = s.state->sum;
+    for (int r = 0; r < MFA_MR; r++, sum += MFA_LANES) {
+        vf total = soften_row(&s, r, 0, &rows->origin[r]);
+        v_store(sum, v_fma(v_load(sum), v_set1(rows->scale[r]), total));
+    }
+}
+
+/*
+ * Weights from tile `tile` on, measured from maxima that are known: any origin will do as long as
+ * nothing overflows, as FlashAttention-4 observed. False where scores are so much higher that
+ * weights get large: a lane's sum bounds every weight in it.
+ */
+static bool measure_on(const mfa_strip *s, unsigned tile)
+{
+    const float most = 16384.0f;
+    float totals[(MFA_MR + 1) * MFA_LANES];
+    memset(totals, 0, sizeof totals);
+    visit(s, tile, totals, true);
+    if (!MFA_SCALES && !(v_largest(v_load(totals + MFA_MR * MFA_LANES)) <= 14.0f))
+        return false;
+    for (int r = 0; r < MFA_MR && !MFA_FUSES; r++)
+        v_store(totals + r * MFA_LANES, soften_row(s, r, tile * MFA_NR, NULL));
+    vf largest = v_set1(0.0f);
+    for (int i = 0; i < MFA_MR * MFA_LANES; i += MFA_LANES)
+        largest = v_max(v_load(totals + i), largest); /* NaN are passed over: they stay NaN */
+    if (v_largest(largest) > most)
+        return false;
+    float *sum = s->state->sum;
+    for (int i = 0; i < MFA_MR * MFA_LANES; i += MFA_LANES)
+        v_store(sum + i, v_add(v_load(sum + i), v_load(totals + i)));
+    return true;
+}
+
+static void weigh_block(const mfa_strip *s, row_factors *rows)
+{
+    if (s->state->measured) {
+        for (int r = 0; r < MFA_MR; r++)
+            rows->scale[r] = 1.0f;
+        if (measure_on(s, 0))
+            return;
+    } else if (s->keys_seen > MFA_NR) { /* the first tile will nearly always do to measure from */
+        const mfa_strip_state before = *s->state;
+        measure(s, MFA_NR, rows);
+        if (s->state->measured && measure_on(s, 1))
+            return;
+        *s->state = before;
+    }
+    measure(s, s->keys_seen, rows);
 }
 
 static void attend(const mfa_strip *s)
 {
-    float maxima[MFA_MR * MFA_LANES];
     row_factors rows;
-    for (int i = 0; i < MFA_MR * MFA_LANES; i++)
-        maxima[i] = -INFINITY;
-#if MFA_PAIRS
-    if (s->paired)
-        score_strip(s, maxima, true);
-    else
-#endif
-        score_strip(s, maxima, false);
-    update_maxima(s, maxima, &rows);
-    for (int row = 0; row < MFA_MR; row++)
-        soften_row(s, row, &rows);
-    const float *scale = rows.scale;
+    weigh_block(s, &rows);
 
     const unsigned padded = mfa_padded_dim(s->value_dim, MFA_LANES);
     const float *panel = s->values;
     float *output = s->output;
     unsigned column = 0;
     for (; column + MFA_NR <= padded; column += MFA_NR) {
-        weigh_panel(s, panel + s->first * MFA_NR, output, scale, MFA_NV);
+        weigh_panel(s, panel + s->first * MFA_NR, output, rows.scale, MFA_NV);
         panel += s->panel_stride;
         output += MFA_MR * MFA_NR;
     }
     const float *values = panel + s->first * (padded - column);
     switch ((padded - column) / MFA_LANES) { /* the last, narrower panel */
 #if MFA_NV > 3
-    case 3: weigh_panel(s, values, output, scale, 3); break;
+    case 3: weigh_panel(s, values, output, rows.scale, 3); break;
 #endif
 #if MFA_NV > 2
-    case 2: weigh_panel(s, values, output, scale, 2); break;
+    case 2: weigh_panel(s, values, output, rows.scale, 2); break;
 #endif
-    case 1: weigh_panel(s, values, output, scale, 1); break;
+    case 1: weigh_panel(s, values, output, rows.scale, 1); break;
     default: break;
     }
 }
 
 /* ---- results ---- */
 
-static void gather(float *plain, const float *output, unsigned row, unsigned value_dim,
-                   float factor)
+static float gather(float *plain, const float *output, const mfa_strip_state *state, unsigned row,
+                    unsigned value_dim)
 {
+    const float sum = v_total(v_load(state->sum + row * MFA_LANES));
     const unsigned padded = mfa_padded_dim(value_dim, MFA_LANES);
-    for (unsigned column = 0; column < padded; column += MFA_NR) {
+    const vf factor = v_set1(1.0f / sum);
+    for (unsigned column = 0; column < padded && sum != 0.0f; column += MFA_NR) {
         unsigned width = padded - column < MFA_NR ? padded - column : MFA_NR;
         const float *from = output + (size_t)MFA_MR * column + (size_t)row * width;
         for (unsigned i = 0; i < width; i += MFA_LANES)
-            v_store(plain + column + i, v_mul(v_load(from + i), v_set1(factor)));
+            v_store(plain + column + i, v_mul(v_load(from + i), factor));
     }
+    return sum;
 }
 
 static void store(unsigned char *to, const float *from, unsigned count, int precision)

@@ -28,8 +28,9 @@ enum {
 
 /* Running state of a strip. */
 typedef struct {
-    float maximum[MFA_MAX_MR];
+    float maximum[MFA_MAX_MR]; /* what weights are measured from; not above the highest score */
     float sum[MFA_MAX_MR * MFA_MAX_LANES]; /* per row, `lanes` partial sums */
+    bool measured;             /* every row has a finite maximum */
 } mfa_strip_state;
 
 /* Rows of memory far away that other work will want soon. */
@@ -100,9 +101,12 @@ typedef struct {
     /* one row times a factor, contiguous */
     void (*scale_row)(float *row, const mfa_source *from, float factor);
     void (*attend)(const mfa_strip *strip);
-    /* output row `row` of a strip times `factor`, as value_dim floats in a plain row */
-    void (*gather)(float *plain, const float *output, unsigned row, unsigned value_dim,
-                   float factor);
+    /*
+     * Output row `row` of a strip over its sum of weights, as value_dim floats in a plain row;
+     * returns the sum, and writes nothing when it is 0.
+     */
+    float (*gather)(float *plain, const float *output, const mfa_strip_state *state, unsigned row,
+                    unsigned value_dim);
     /* for few rows, in this order: scores; per row, scores to weights; weights times values */
     void (*few_scores)(const mfa_few *few);
     void (*few_soften)(const mfa_few *few, unsigned row, unsigned visible, const float *bias);

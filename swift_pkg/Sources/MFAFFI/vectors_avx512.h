@@ -1,9 +1,10 @@
-/* The vocabulary of kernel_template.h for AVX-512F. */
+/* The vocabulary of kernel_template.h for AVX-512 F and DQ. */
 #define MFA_LANES 16
 #define MFA_MR 12
 #define MFA_NV 2
 #define MFA_PREFETCH_STEPS 8
 #define MFA_SCALES 1
+#define MFA_FUSES 1
 #define V_INLINE static inline __attribute__((always_inline))
 
 typedef __m512 vf;
@@ -25,16 +26,12 @@ V_INLINE vf v_bias(vf v, vf bias)
     return _mm512_mask_mov_ps(_mm512_add_ps(v, bias), _mm512_cmpeq_ps_mask(bias, removed), removed);
 }
 
-V_INLINE vf v_round(vf v)
+V_INLINE vf v_fraction(vf v)
 {
-    return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm512_reduce_ps(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 }
 
-V_INLINE vf v_scale(vf v, vf n)
-{
-    __mmask16 above = _mm512_cmp_ps_mask(n, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
-    return _mm512_maskz_scalef_ps(above, v, n);
-}
+V_INLINE vf v_scale(vf a, vf b) { return _mm512_scalef_ps(a, b); }
 
 V_INLINE vf v_clip(vf v, uint32_t first, uint32_t visible)
 {
