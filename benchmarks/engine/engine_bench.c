@@ -4,8 +4,9 @@
  *   engine_bench LIBRARY ROUNDS CASE...
  *
  * A case is a comma-separated list, for instance "sq=4196,skv=4196,d=128,dt=bf16,causal=1". All
- * cases run once per round, each next to a measurement of the peak; the figures are medians over
- * rounds of per-round ratios, so that a noisy machine disturbs both sides alike.
+ * cases run once per round, each next to a measurement of the peak, with vectors as wide as the
+ * case's kernel has them; the figures are medians over rounds of per-round ratios, so that a noisy
+ * machine disturbs both sides alike.
  *
  * Keys: b h hkv sq skv s(=sq=skv) d dv dt(fp32|bf16|fp16) causal(0|1|2) layout(bhsd|bshd)
  *       mask(none|pad|padf|full) keep(keys left by pad masks) threads isa
@@ -55,23 +56,31 @@ static double now(void)
 
 enum { PEAK_STEPS = 600000 };
 
-static double peak_flops_per_step;
+static bool wide; /* 512 bits: as wide as the kernel that is measured beside it */
 
-static void peak_kernel(void)
+/* Runs the chains; returns the operations done. */
+static double peak_kernel(void)
 {
 #if defined(__x86_64__)
     long steps = PEAK_STEPS;
-    __asm__ volatile("1:\n"
-#define CHAIN(n) "vfmadd231ps %%ymm" #n ", %%ymm" #n ", %%ymm" #n "\n"
-                     CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5) CHAIN(6) CHAIN(7)
-                     CHAIN(8) CHAIN(9) CHAIN(10) CHAIN(11) CHAIN(12) CHAIN(13)
-                     "sub $1, %0\n"
-                     "jnz 1b\n"
-                     : "+r"(steps)
-                     :
-                     : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
-                       "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "cc");
-    peak_flops_per_step = 14 * 8 * 2;
+#define LOOP(CHAIN)                                                                                \
+    __asm__ volatile("1:\n" CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5) CHAIN(6) CHAIN(7) \
+                         CHAIN(8) CHAIN(9) CHAIN(10) CHAIN(11) CHAIN(12) CHAIN(13)                 \
+                     "sub $1, %0\n"                                                               \
+                     "jnz 1b\n"                                                                   \
+                     "vzeroupper\n"                                                               \
+                     : "+r"(steps)                                                                \
+                     :                                                                            \
+                     : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",     \
+                       "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "cc")
+#define CHAIN_256(n) "vfmadd231ps %%ymm" #n ", %%ymm" #n ", %%ymm" #n "\n"
+#define CHAIN_512(n) "vfmadd231ps %%zmm" #n ", %%zmm" #n ", %%zmm" #n "\n"
+    if (wide) {
+        LOOP(CHAIN_512);
+        return 14.0 * 16 * 2 * PEAK_STEPS;
+    }
+    LOOP(CHAIN_256);
+    return 14.0 * 8 * 2 * PEAK_STEPS;
 #elif defined(__aarch64__)
     long steps = PEAK_STEPS;
     __asm__ volatile("1:\n"
@@ -84,18 +93,35 @@ static void peak_kernel(void)
                      :
                      : "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11",
                        "v12", "v13", "v14", "v15", "cc");
-    peak_flops_per_step = 16 * 4 * 2;
+    return 16.0 * 4 * 2 * PEAK_STEPS;
+#else
+    return 0;
+#endif
+}
+
+/* Whether the engine computes a case with vectors of 512 bits. */
+static bool computes_wide(const char *isa)
+{
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx512f") && (!isa[0] || !strncmp(isa, "avx512", 6));
+#else
+    return isa && false;
 #endif
 }
 
 static pthread_barrier_t peak_start;
 
-static void *peak_thread(void *seconds)
+static double peak_rate(void)
+{
+    double start = now();
+    double operations = peak_kernel();
+    return operations / (now() - start) * 1e-9;
+}
+
+static void *peak_thread(void *rate)
 {
     pthread_barrier_wait(&peak_start);
-    double start = now();
-    peak_kernel();
-    *(double *)seconds = now() - start;
+    *(double *)rate = peak_rate();
     return NULL;
 }
 
@@ -103,21 +129,18 @@ static void *peak_thread(void *seconds)
 static double measure_peak(unsigned threads)
 {
     pthread_t thread[64];
-    double seconds[64], total = 0;
-    if (threads == 1) {
-        double start = now();
-        peak_kernel();
-        return peak_flops_per_step * PEAK_STEPS / (now() - start) * 1e-9;
-    }
+    double rate[64], total = 0;
+    if (threads == 1)
+        return peak_rate();
     pthread_barrier_init(&peak_start, NULL, threads);
     for (unsigned i = 0; i < threads; i++)
-        pthread_create(&thread[i], NULL, peak_thread, &seconds[i]);
+        pthread_create(&thread[i], NULL, peak_thread, &rate[i]);
     for (unsigned i = 0; i < threads; i++) {
         pthread_join(thread[i], NULL);
-        total += peak_flops_per_step * PEAK_STEPS / seconds[i];
+        total += rate[i];
     }
     pthread_barrier_destroy(&peak_start);
-    return total * 1e-9;
+    return total;
 }
 
 /* ---- cases ---- */
@@ -338,6 +361,7 @@ int main(int count, char **argument)
         for (int i = 0; i < number; i++) {
             unsigned used = cases[i].threads ? cases[i].threads : threads;
             clock_used = cases[i].cpu_time ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC;
+            wide = computes_wide(cases[i].isa);
             double before = measure_peak(used);
             cases[i].seconds[r] = run_case(&cases[i]);
             double after = measure_peak(used);

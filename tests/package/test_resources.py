@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import subprocess
 import sys
@@ -95,3 +96,38 @@ def test_thousands_of_calls_do_not_grow_memory() -> None:
     after = calls(4000)
     # One leaked result a call would be 65 KiB * 4000 = 256 MiB, one leaked struct 1.5 MiB.
     assert after - before < 1024
+
+
+BESIDE = """
+import os
+import mlx.core as mx
+from qwen_mfa.kernels import Call, cpu
+from qwen_mfa.problem import describe
+
+q = mx.random.normal((1, 4, 256, 64))
+mx.eval(q)
+call, problem = Call(q=q, k=q, v=q, scale=0.125), describe(q, q, q)
+
+def masks():
+    tasks = os.listdir("/proc/self/task")
+    return {int(task): os.sched_getaffinity(int(task)) for task in tasks}
+
+allowed = os.sched_getaffinity(0)
+before = masks()
+expected = cpu.run(problem, call)
+helpers = {task: mask for task, mask in masks().items() if task not in before}
+assert helpers, "no helper was started"
+for mask in helpers.values():
+    assert mask < allowed and len(mask) == len(allowed) - 1, (mask, allowed)
+os.sched_setaffinity(0, {min(allowed)})  # the caller alone: no helper takes part any more
+assert mx.array_equal(cpu.run(problem, call), expected)
+os.sched_setaffinity(0, allowed)
+assert mx.array_equal(cpu.run(problem, call), expected)
+"""
+
+
+def test_helpers_keep_off_their_caller_s_cpu() -> None:
+    """Woken on the caller's CPU they would wait for it, while others idle."""
+    if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one CPU: there are no helpers")
+    subprocess.run([sys.executable, "-c", BESIDE], check=True)

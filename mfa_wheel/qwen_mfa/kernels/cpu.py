@@ -50,7 +50,7 @@ def run(problem: Problem, call: Call) -> mx.array:
     dtype = MLX_DTYPES[problem.dtype]
     q, k, v = (borrow(_as(x, dtype)) for x in (call.q, call.k, call.v))
     shape = (problem.batch, problem.heads_q, problem.seq_q, problem.value_dim)
-    out_array = fresh(shape, dtype, interleaved=is_head_interleaved(q.array))
+    out_array = fresh(shape, dtype, interleaved=is_head_interleaved(q.array), like=q)
     out = borrow(out_array)
     args = ffi().new("mfa_portable_args_t *")
     args.struct_bytes = ffi().sizeof("mfa_portable_args_t")

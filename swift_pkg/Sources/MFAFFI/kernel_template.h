@@ -120,18 +120,17 @@ MFA_INLINE void store_columns(float *tile, unsigned width, vf v[MFA_LANES], unsi
     }
 }
 
-/* Up to a vector's lanes of rows, from `first` on, to columns of which `group` floats are kept. */
+/* `count` rows from `first` on, and zeros up to `group`, to columns of as many floats. */
 MFA_INLINE void pack_group(float *tile, unsigned width, const mfa_source *from, unsigned first,
-                           float factor, const unsigned group, const int as)
+                           float factor, const unsigned count, const unsigned group, const int as)
 {
     const unsigned length = as == MFA_AS_PAIRS ? (from->length + 1) / 2 : from->length;
-    const unsigned count = from->count - first < group ? from->count - first : group;
-    const unsigned whole = count == group ? in_vectors(from, as) : 0;
+    const unsigned whole = in_vectors(from, as);
     vf v[MFA_LANES];
     unsigned d = 0;
     for (; d < whole; d += MFA_LANES) {
         MFA_UNROLL for (unsigned r = 0; r < MFA_LANES; r++)
-            v[r] = r < group ? row_vector(from, first + r, d, as) : v_set1(0.0f);
+            v[r] = r < count ? row_vector(from, first + r, d, as) : v_set1(0.0f);
         store_columns(tile + (size_t)d * width + first, width, v, MFA_LANES, factor, group, as);
     }
     for (; d < length; d += MFA_LANES) {
@@ -145,10 +144,17 @@ MFA_INLINE void pack_rows(float *tile, unsigned width, const mfa_source *from, f
                           const int as)
 {
     for (unsigned first = 0; first < from->count; first += MFA_LANES) {
-        if (width - first >= MFA_LANES)
-            pack_group(tile, width, from, first, factor, MFA_LANES, as);
-        else /* the end of a strip of queries */
-            pack_group(tile, width, from, first, factor, MFA_MR % MFA_LANES, as);
+        const unsigned left = from->count - first;
+        const bool wide = width - first >= MFA_LANES; /* or else the end of a strip of queries */
+        const unsigned rest = MFA_MR % MFA_LANES;
+        if (wide && left >= MFA_LANES)
+            pack_group(tile, width, from, first, factor, MFA_LANES, MFA_LANES, as);
+        else if (wide)
+            pack_group(tile, width, from, first, factor, left, MFA_LANES, as);
+        else if (left >= rest)
+            pack_group(tile, width, from, first, factor, rest, rest, as);
+        else
+            pack_group(tile, width, from, first, factor, left, rest, as);
     }
 }
 
@@ -627,7 +633,14 @@ static void store(unsigned char *to, const float *from, unsigned count, int prec
 
 /* ---- few query rows: keys and values are read where they are, once ---- */
 
-enum { KEYS_AT_ONCE = 4, VECTORS_AT_ONCE = 8 };
+enum { KEYS_AT_ONCE = 4, VECTORS_AT_ONCE = 8, ROWS_AHEAD = 16 };
+
+/* The lines of a row that comes a little later, as the part `offset` of this one is read. */
+MFA_INLINE void ask_for_row_part(const unsigned char *row, size_t step, size_t offset)
+{
+    if (offset % LINE == 0)
+        __builtin_prefetch(row + ROWS_AHEAD * step + offset);
+}
 
 MFA_INLINE void dots_of(float *scores, const float *query, const unsigned char *keys,
                         size_t step, const int at_once, unsigned dim, const int precision)
@@ -638,6 +651,8 @@ MFA_INLINE void dots_of(float *scores, const float *query, const unsigned char *
     unsigned d = 0;
     for (; d + MFA_LANES <= dim; d += MFA_LANES) {
         vf q = v_load(query + d);
+        MFA_UNROLL for (int k = 0; k < at_once; k++)
+            ask_for_row_part(keys + (size_t)k * step, step, d * size);
         MFA_UNROLL for (int k = 0; k < at_once; k++)
             acc[k] = v_fma(q, load_vector(keys + (size_t)k * step + d * size, precision), acc[k]);
     }
@@ -716,6 +731,8 @@ MFA_INLINE void add_columns(const mfa_few *f, unsigned row, unsigned column, con
     MFA_UNROLL for (int j = 0; j < vectors; j++) acc[j] = v_set1(0.0f);
     for (unsigned key = 0; key < f->count; key++) {
         vf weight = v_set1(weights[key]);
+        MFA_UNROLL for (int j = 0; j < vectors; j++)
+            ask_for_row_part(values, f->value_step, (size_t)j * MFA_LANES * size);
         MFA_UNROLL for (int j = 0; j < vectors; j++)
             acc[j] = v_fma(weight, load_vector(values + (size_t)j * MFA_LANES * size, precision),
                            acc[j]);

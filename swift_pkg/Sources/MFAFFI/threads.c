@@ -1,3 +1,7 @@
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* sched_getcpu */
+#endif
+
 #include "threads.h"
 
 #include "cpu.h"
@@ -7,12 +11,16 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 typedef struct job {
     struct job *next;
     mfa_job_function function;
     void *argument;
-    unsigned most, active;
+    unsigned most;
+    atomic_uint active;          /* written with the mutex held */
     bool taken[MFA_MAX_THREADS]; /* helper indices in use */
     pthread_cond_t left;         /* a helper has returned */
 } job;
@@ -25,6 +33,10 @@ static struct {
     unsigned budget, busy, helpers;
     bool stopping;
     pthread_t thread[MFA_MAX_THREADS];
+#if defined(__linux__)
+    cpu_set_t apart; /* where the first `placed` helpers may run */
+    unsigned placed;
+#endif
 } pool = {.mutex = PTHREAD_MUTEX_INITIALIZER,
           .work = PTHREAD_COND_INITIALIZER,
           .slot = PTHREAD_COND_INITIALIZER};
@@ -105,6 +117,9 @@ static void after_fork_child(void) /* only the forking thread exists here */
     pthread_cond_init(&pool.slot, NULL);
     pool.jobs = NULL;
     pool.busy = pool.helpers = 0;
+#if defined(__linux__)
+    pool.placed = 0;
+#endif
     atomic_store(&callers_waiting, 0);
 }
 
@@ -141,6 +156,31 @@ static void start_helpers(unsigned wanted)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
+/*
+ * Helpers may run where the caller may, but not on its own CPU. A virtual machine's idle CPUs look
+ * preempted to Linux, which then wakes a helper behind its caller and leaves it there for some
+ * milliseconds: more than a small call takes.
+ */
+static void keep_apart(unsigned helpers)
+{
+#if defined(__linux__)
+    cpu_set_t set;
+    const int cpu = sched_getcpu();
+    if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof set, &set) != 0)
+        return;
+    CPU_CLR(cpu, &set);
+    if (CPU_COUNT(&set) == 0)
+        return;
+    if (pool.placed && !CPU_EQUAL(&set, &pool.apart))
+        pool.placed = 0;
+    pool.apart = set;
+    for (; pool.placed < helpers; pool.placed++)
+        pthread_setaffinity_np(pool.thread[pool.placed], sizeof set, &set);
+#else
+    (void)helpers;
+#endif
+}
+
 static void enter(job *j, unsigned budget)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -159,8 +199,22 @@ static void enter(job *j, unsigned budget)
     if (pool.helpers + 1 < j->most)
         start_helpers(j->most - 1);
     if (j->most > 1)
-        pthread_cond_broadcast(&pool.work);
+        keep_apart(j->most - 1 < pool.helpers ? j->most - 1 : pool.helpers);
     pthread_mutex_unlock(&pool.mutex);
+    if (j->most > 1)
+        pthread_cond_broadcast(&pool.work); /* not before: whom it wakes needs the mutex */
+}
+
+/* The last helper is nearly done: sleeping and waking up would take longer. */
+static void spin_for_helpers(const job *j)
+{
+    for (int i = 0; i < 2000 && atomic_load_explicit(&j->active, memory_order_relaxed) > 1; i++) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        __asm__ volatile("yield");
+#endif
+    }
 }
 
 static void leave(job *j)
@@ -170,6 +224,9 @@ static void leave(job *j)
     while (*link != j)
         link = &(*link)->next;
     *link = j->next;
+    pthread_mutex_unlock(&pool.mutex);
+    spin_for_helpers(j);
+    pthread_mutex_lock(&pool.mutex);
     while (j->active > 1)
         pthread_cond_wait(&j->left, &pool.mutex);
     release_slot();

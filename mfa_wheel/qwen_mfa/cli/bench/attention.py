@@ -33,6 +33,8 @@ HELP = "measure attention for Qwen-Image's shapes or any other"
 AGAIN = "mlx, again"
 PROBE_LENGTH = 256
 SETTLE = 0.1
+LEAST = 0.02  # seconds: what is quicker is timed several times in a row
+MOST_REPEATS = 1000
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -143,6 +145,7 @@ def measure(
         rounds=args.rounds,
         warm_up=0 if slow else 1,
         settle=SETTLE,
+        repeats={name: _repeats(predicted.get(name, predicted.get("mlx", LEAST))) for name in work},
         on_round=on_round,
     )
     memory: dict[str, int | None] = {}
@@ -182,6 +185,10 @@ def _field(
             reason = f"about {predicted.pop(name):.0f} s a call, more than --limit"
         skipped.append(Entry(contestant=name, skipped=reason))
     return work, skipped, predicted
+
+
+def _repeats(seconds: float) -> int:
+    return max(1, min(MOST_REPEATS, round(LEAST / max(seconds, 1e-9))))
 
 
 def _entry(

@@ -54,6 +54,7 @@ def interleave(
     rounds: int,
     warm_up: int = 1,
     settle: float = 0.0,
+    repeats: Mapping[str, int] | None = None,
     on_round: Callable[[int, Rounds], None] | None = None,
 ) -> Rounds:
     """Time ``contestants`` in ``rounds`` rounds after ``warm_up`` unmeasured ones.
@@ -64,10 +65,13 @@ def interleave(
         warm_up: Unmeasured rounds.
         settle: Seconds to wait before each: some libraries' threads spin on after their work is
             done, and would slow down whoever comes next.
+        repeats: Calls in a row, timed together, of contestants that are too quick to be timed one
+            at a time: waking up after the pause would weigh too much. Times are for one call.
         on_round: Called after every measured round with its number from 1 and all times so far.
 
     """
     names = list(contestants)
+    calls = {name: (repeats or {}).get(name, 1) for name in names}
     order = random.Random(0)  # noqa: S311 - not a secret
     for _ in range(warm_up):
         for name in names:
@@ -77,9 +81,11 @@ def interleave(
         # Nobody always runs after the same neighbour, and every run has the same order.
         for name in order.sample(names, len(names)):
             time.sleep(settle)
+            work = contestants[name]
             start = time.perf_counter()
-            contestants[name]()
-            measured.times[name].append(time.perf_counter() - start)
+            for _ in range(calls[name]):
+                work()
+            measured.times[name].append((time.perf_counter() - start) / calls[name])
         if on_round is not None:
             on_round(number, measured)
     return measured
