@@ -16,9 +16,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from qwen_mfa import cli, errors, padding
-from qwen_mfa.cli.bench import contestants, peers, plot, records, shapes, step
-from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleave
+from qwen_mfa import cli, errors, padding, store
+from qwen_mfa.cli.bench import (
+    common,
+    contestants,
+    footprint,
+    peers,
+    plot,
+    records,
+    shapes,
+    step,
+)
+from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleave, interleaved
 from qwen_mfa.kernels import mlx as reference
 
 if TYPE_CHECKING:
@@ -151,6 +160,99 @@ def test_a_kill_keeps_what_was_measured(tmp_path: Path) -> None:
     assert next(e for e in case["entries"] if e["contestant"] == "cpu")["rounds"] >= 1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_an_interruption_shows_what_there_is_and_keeps_it(tmp_path: Path) -> None:
+    """Without --out, too; `bench show` then finds it."""
+    kept = tmp_path / "bench" / "attention.json"
+    environment = {**os.environ, store.FOLDER: str(tmp_path)}
+    command = [sys.executable, "-m", "qwen_mfa", "bench"]
+    child = subprocess.Popen(
+        [*command, "attention", TINY, "--no-memory", "--rounds", "1000", "--dtype", "float32"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    deadline = time.monotonic() + 120
+    while not kept.exists():
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "incomplete" in out
+    assert str(kept) in err
+    shown = subprocess.run(
+        [*command, "show", "--markdown"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    ).stdout
+    assert shown.startswith(f"**{TINY}")
+    assert "incomplete" in shown
+
+
+def test_what_is_kept_is_read_again_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "r.json"
+    text = bench(capsys, "--no-memory", "--out", str(out))
+    assert cli.main(["bench", "show", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == text.strip()
+    report = records.load(out)
+    assert report.complete
+    report.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == out.read_bytes()
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"cases": [{"shape": "x"}]}'])
+def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "r.json"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    with pytest.raises(errors.QwenMfaError, match=r"no report of `qwen-mfa bench`"):
+        records.load(file)
+
+
+def test_an_unwritable_cache_is_no_reason_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv(store.FOLDER, str(tmp_path / "file"))
+    monkeypatch.setenv("QWEN_MFA_TUNE", "0")
+    assert "contestant" in bench(capsys, "--no-memory")
+    with pytest.raises(OSError):  # noqa: PT011 - the system's own words
+        bench(capsys, "--no-memory", "--out", str(tmp_path / "file" / "r.json"))
+
+
+def test_the_bar() -> None:
+    now = iter([0.0, 0.5, 40.0, 600.0])
+    progress = common.Progress(clock=lambda: next(now))
+    assert progress.line(0, "drawing") == "[........................]   0%  drawing"
+    assert progress.line(0.25, "a") == "[######..................]  25%  a, about 2 min left"
+    assert progress.line(1, "b") == "[########################] 100%  b"
+
+
+def test_quick_calls_are_timed_several_at_a_time() -> None:
+    calls = {"quick": 0, "slow": 0}
+
+    def work(name: str) -> None:
+        calls[name] += 1
+
+    found = list(
+        interleaved(
+            {name: lambda name=name: work(name) for name in calls},  # type: ignore[misc]
+            rounds=2,
+            warm_up=1,
+            repeats={"quick": 7},
+        )
+    )
+    assert calls == {"quick": 15, "slow": 3}
+    assert {name: len(times) for name, times in found[-1].times.items()} == {"quick": 2, "slow": 2}
+
+
 def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prefix = tmp_path / "pictures" / "time"
     cli.main(["bench", "attention", TINY, "1,2,140,180,32", "--rounds", "1", "--plot", str(prefix)])
@@ -187,11 +289,33 @@ def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(step, "WIDTH", 256)
     monkeypatch.setattr(step, "HEADS", 2)
-    argv = ["bench", "step", "--image-side", "4", "--text-tokens", "5", "--blocks", "2"]
+    argv = ["bench", "step", "4,5", "--blocks", "2", "--no-memory"]
     assert cli.main([*argv, "--dtype", "float32", "--rounds", "2"]) == 0
     text = capsys.readouterr().out
     assert "2 of Qwen-Image's 60 blocks" in text
     assert "not measured" in text
+    for words in ("noise: MLX against itself", "of peak", "quartiles", "attention dispatch ("):
+        assert words in text
+
+
+def test_step_s_sizes_are_qwen_image_s() -> None:
+    found = [step.parse(name) for name in shapes.NAMED]
+    assert [size.tokens for size in found] == [shape.seq_q for shape in shapes.NAMED.values()]
+    assert step.parse("8,20").tokens == 84
+    for text in ("qwen", "8", "0,1", "1,2,3", "a,b"):
+        with pytest.raises(argparse.ArgumentTypeError, match="neither"):
+            step.parse(text)
+
+
+def test_a_step_s_memory_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "WIDTH", 256)
+    monkeypatch.setattr(step, "HEADS", 2)
+    size = {"name": "x", "side": 4, "text": 5}
+    arguments = {"size": size, "blocks": 1, "dtype": "float32", "backend": "mlx"}
+    step.prepared(arguments)()  # runs here
+    assert (
+        footprint.measure("qwen_mfa.cli.bench.step", {**arguments, "size": 1}, timeout=60) is None
+    )
 
 
 def test_the_projection_is_amdahl_s() -> None:
@@ -203,9 +327,9 @@ def test_the_projection_is_amdahl_s() -> None:
             "attention dispatch": [1.0],
         }
     )
-    result = step._result(found, blocks=2, tokens=9, dtype="float32", kernel="cpu")
+    result = step.project(found, blocks=2)
     assert result.share == 0.5
     assert result.attention_gain == 5
     assert result.projected_gain == pytest.approx(1 / (0.5 + 0.5 / 5))
     assert result.projected_step == pytest.approx(10 / 2 * 60 * (0.5 + 0.5 / 5))
-    assert result.step_gain.median == pytest.approx(10 / 7)
+    assert result.step_gain == pytest.approx(10 / 7)

@@ -43,6 +43,7 @@ PACKAGE_FILES = {
     "cli/bench/records.py",
     "cli/bench/rounds.py",
     "cli/bench/shapes.py",
+    "cli/bench/show.py",
     "cli/bench/step.py",
     "cli/doctor.py",
     "cli/explain.py",

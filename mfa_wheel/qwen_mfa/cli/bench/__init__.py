@@ -17,6 +17,7 @@ SUBCOMMANDS: dict[str, str] = {
     "step": "qwen_mfa.cli.bench.step",
     "padding": "qwen_mfa.cli.bench.padding",
     "dispatch": "qwen_mfa.cli.bench.dispatch",
+    "show": "qwen_mfa.cli.bench.show",
 }
 
 

@@ -7,32 +7,28 @@ and said to be.
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from qwen_mfa import library
 from qwen_mfa.cli import info
-from qwen_mfa.cli.bench import footprint, plot, records, shapes
-from qwen_mfa.cli.bench.common import Progress, count
+from qwen_mfa.cli.bench import footprint, shapes
+from qwen_mfa.cli.bench.common import Progress, add_outputs, collect, count, machine_peak
 from qwen_mfa.cli.bench.contestants import REMOVED, contestant, names
 from qwen_mfa.cli.bench.records import Case, Entry, Report
-from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleave
+from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleaved
 from qwen_mfa.cli.sample import DTYPES
-from qwen_mfa.errors import LibraryError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from qwen_mfa.kernels import Call
 
 HELP = "measure attention for Qwen-Image's shapes or any other"
 AGAIN = "mlx, again"
 PROBE_LENGTH = 256
-SETTLE = 0.1
+SETTLE = 0.15
 LEAST = 0.02  # seconds: what is quicker is timed several times in a row
 MOST_REPEATS = 1000
 
@@ -52,45 +48,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--peers", action="store_true", help="also PyTorch, JAX, ONNX Runtime and NumPy"
     )
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="keep the JSON there, from the first round on"
-    )
-    parser.add_argument(
-        "--plot", type=Path, metavar="PREFIX", help="draw PREFIX.png and PREFIX.svg (matplotlib)"
-    )
+    add_outputs(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure every case and print."""
-    if args.plot:
-        plot.require()
-    report = Report(bench="attention", machine=info.gather())
     wanted = args.shapes or [shapes.NAMED["qwen-512"]]
-    cases = [(s, d, m) for s in wanted for d in args.dtype for m in args.mask]
+    problems = [(s, d, m) for s in wanted for d in args.dtype for m in args.mask]
+    progress = Progress()
 
-    def keep(case: Case | None) -> None:
-        if args.out:
-            done = [*report.cases, case] if case else report.cases
-            replace(report, cases=done).save(args.out)
+    def cases() -> Iterator[Case]:
+        for number, (shape, dtype, mask) in enumerate(problems):
 
-    for number, (shape, dtype, mask) in enumerate(cases, 1):
-        progress = Progress(f"[{number}/{len(cases)}] {shape.name} {dtype} mask {mask}")
-        case = measure(shape, dtype, mask, args, progress=progress, keep=keep)
-        report.cases.append(case)
-        keep(None)
-        if not args.json and not args.markdown:
-            print(records.as_text([case]), end="\n\n", flush=True)
-    report.complete = True
-    keep(None)
-    if args.json:
-        print(report.as_json())
-    if args.markdown:
-        print(records.as_markdown(report.cases))
-    if args.plot:
-        for file in plot.draw(json.loads(report.as_json()), args.plot):
-            print(file)
+            def show(
+                done: float, detail: str, number: int = number, name: str = shape.name
+            ) -> None:
+                progress((number + done) / len(problems), f"{name}: {detail}")
+
+            yield from measure(shape, dtype, mask, args, progress=show)
+
+    collect(Report(bench="attention", machine=info.gather()), cases(), args, progress)
     return 0
 
 
@@ -100,24 +77,17 @@ def measure(
     mask: str,
     args: argparse.Namespace,
     *,
-    progress: Progress,
-    keep: Callable[[Case], None],
-) -> Case:
-    """Measure one case; ``keep`` receives it after every round."""
-    progress("drawing")
+    progress: Callable[[float, str], None],
+) -> Iterator[Case]:
+    """Measure one case; give what there is of it after every round."""
+    progress(0, "drawing")
     call = shapes.draw(shape, dtype, mask)
     work, skipped, predicted = _field(shape, dtype, mask, call, args)
     if predicted.get("mlx", 0) < args.limit / 4 and "mlx" in work:
         work[AGAIN] = contestant("mlx", call)
     peaks: list[float] = []
-    sizes = {
-        "B": shape.batch,
-        "H": shape.heads,
-        "Sq": shape.seq_q,
-        "Skv": shape.seq_kv,
-        "D": shape.head_dim,
-    }
-    base = Case(shape=shape.name, sizes=sizes, dtype=dtype, mask=mask)
+    base = Case(shape=shape.name, sizes=shape.sizes(), dtype=dtype, mask=mask, complete=False)
+    rounds = Rounds(times={name: [] for name in work})
 
     def case(rounds: Rounds, memory: dict[str, int | None]) -> Case:
         peak = Spread.of(peaks).median if peaks else None
@@ -130,33 +100,36 @@ def measure(
             entries=(*entries, *skipped),
         )
 
-    def on_round(number: int, rounds: Rounds) -> None:
-        progress(f"round {number} of {args.rounds}")
-        peak = _peak()
-        if peak:
-            peaks.append(peak)
-        keep(case(rounds, {}))
-
-    progress("warming up")
+    progress(0, "warming up")
     # A call of many seconds needs no warming up, and its rounds are few enough as they are.
     slow = max(predicted.values(), default=0) > 2
-    rounds = interleave(
-        work,
-        rounds=args.rounds,
-        warm_up=0 if slow else 1,
-        settle=SETTLE,
-        repeats={name: _repeats(predicted.get(name, predicted.get("mlx", LEAST))) for name in work},
-        on_round=on_round,
-    )
+    for number, rounds in enumerate(
+        interleaved(
+            work,
+            rounds=args.rounds,
+            warm_up=0 if slow else 1,
+            settle=SETTLE,
+            repeats={name: _repeats(predicted.get(name, predicted.get("mlx", 0))) for name in work},
+        ),
+        1,
+    ):
+        progress(number / (args.rounds + 1), f"round {number} of {args.rounds}")
+        time.sleep(SETTLE)
+        peak = machine_peak()
+        if peak:
+            peaks.append(peak)
+        yield case(rounds, {})
     memory: dict[str, int | None] = {}
     if not args.no_memory:
         for name in work:
             if name != AGAIN:
-                progress(f"memory of {name}")
-                limit = 60 + 10 * args.limit
-                memory[name] = footprint.measure(name, shape, dtype, mask, timeout=limit)
-    progress("")
-    return case(rounds, memory)
+                progress(args.rounds / (args.rounds + 1), f"memory of {name}")
+                memory[name] = footprint.measure(
+                    "qwen_mfa.cli.bench.contestants",
+                    {"name": name, "shape": asdict(shape), "dtype": dtype, "mask": mask},
+                    timeout=60 + 10 * args.limit,
+                )
+    yield replace(case(rounds, memory), complete=True)
 
 
 def _field(
@@ -188,7 +161,7 @@ def _field(
 
 
 def _repeats(seconds: float) -> int:
-    return max(1, min(MOST_REPEATS, round(LEAST / max(seconds, 1e-9))))
+    return max(1, min(MOST_REPEATS, round(LEAST / seconds))) if seconds else 1
 
 
 def _entry(
@@ -212,13 +185,6 @@ def _entry(
         gain=gain,
         memory=memory.get(name),
     )
-
-
-def _peak() -> float | None:
-    try:
-        return library.load().peak()
-    except LibraryError:
-        return None
 
 
 def _time(work: Callable[[], object]) -> float:

@@ -4,19 +4,53 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwen_mfa import library, store
+from qwen_mfa.cli.bench import plot, records
+from qwen_mfa.errors import LibraryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from qwen_mfa.cli.bench.records import Case, Report
+
+WIDTH = 24  # characters of the bar
 
 
 class Progress:
-    """One line on a terminal that is written over; nothing elsewhere."""
+    """One line on a terminal with a bar, written over each time; nothing elsewhere."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._start = clock()
 
-    def __call__(self, detail: str) -> None:
-        """Show ``detail``; an empty one clears the line."""
+    def __call__(self, done: float, detail: str) -> None:
+        """Show that the fraction ``done`` of everything is done, and ``detail`` is under way."""
         if sys.stderr.isatty():
-            text = f"{self._what}: {detail}" if detail else ""
+            text = self.line(done, detail)
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+    def line(self, done: float, detail: str) -> str:
+        """Return the line: bar, percentage, what is under way, and roughly how long it takes."""
+        filled = int(done * WIDTH)
+        bar = "#" * filled + "." * (WIDTH - filled)
+        text = f"[{bar}] {done:4.0%}  {detail}"
+        elapsed = self._clock() - self._start
+        if 0 < done < 1 and elapsed > 1:
+            text += f", about {_duration(elapsed / done - elapsed)} left"
+        return text
+
+    def clear(self) -> None:
+        """Clear the line."""
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def count(text: str) -> int:
@@ -26,3 +60,101 @@ def count(text: str) -> int:
         msg = "give a number from 1 to 1000"
         raise argparse.ArgumentTypeError(msg)
     return value
+
+
+def add_formats(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say how results are shown."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
+    parser.add_argument(
+        "--plot", type=Path, metavar="PREFIX", help="draw PREFIX.png and PREFIX.svg (matplotlib)"
+    )
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say how results are shown, and where they are kept."""
+    add_formats(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="keep the JSON there, from the first round on (default: a file in the cache folder "
+        "that `qwen-mfa bench show` finds)",
+    )
+
+
+def machine_peak() -> float | None:
+    """Return the machine's multiply-adds a second, times two; ``None`` where none can be had."""
+    try:
+        return library.load().peak()
+    except LibraryError:
+        return None
+
+
+def default_file(bench: str) -> Path:
+    """Return where the latest results of a benchmark are kept when ``--out`` is not given."""
+    return store.folder() / "bench" / f"{bench}.json"
+
+
+def collect(
+    report: Report,
+    cases: Iterator[Case],
+    args: argparse.Namespace,
+    progress: Progress,
+) -> None:
+    """Fill ``report`` and keep it on disk after every round; print each case as it is complete.
+
+    ``cases`` gives every case again after each of its rounds, with ``complete`` false until the
+    last. An interruption shows what there is of the case under way before it goes on its way.
+    """
+    plain = not args.json and not args.markdown
+    if args.plot:
+        plot.require()
+    under_way: Case | None = None
+    kept = False
+    try:
+        for case in cases:
+            under_way = None if case.complete else case
+            kept = _keep(report, args, case)
+            if case.complete:
+                report.cases.append(case)
+                if plain:
+                    progress.clear()
+                    print(records.as_text([case]), end="\n\n", flush=True)
+    except KeyboardInterrupt:
+        progress.clear()
+        if under_way is not None and plain:
+            print(records.as_text([under_way]))
+        if kept:
+            print(f"Interrupted; kept in {_file(report, args)}", file=sys.stderr)
+        raise
+    report.complete = True
+    _keep(report, args)
+    progress.clear()
+    show(report, args)
+
+
+def _file(report: Report, args: argparse.Namespace) -> Path:
+    chosen: Path | None = args.out
+    return default_file(report.bench) if chosen is None else chosen
+
+
+def _keep(report: Report, args: argparse.Namespace, case: Case | None = None) -> bool:
+    try:
+        report.save(_file(report, args), case)
+    except OSError:
+        if args.out is not None:
+            raise
+        return False  # a cache that cannot be written to is no reason to stop
+    return True
+
+
+def show(report: Report, args: argparse.Namespace) -> None:
+    """Print a report in the formats asked for, and draw it."""
+    if args.json:
+        print(report.as_json())
+    if args.markdown:
+        print(records.as_markdown(report.cases))
+    if args.plot:
+        for file in plot.draw(report.as_dict(), args.plot):
+            print(file)

@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from qwen_mfa import candidates, padding
 from qwen_mfa.cli.bench import peers
+from qwen_mfa.cli.bench.shapes import Shape, draw
 from qwen_mfa.kernels import mlx as reference
 from qwen_mfa.problem import describe
 
@@ -51,6 +52,15 @@ def contestant(name: str, call: Call) -> Callable[[], mx.array | Any]:
         msg = f"{name}: the mask cannot be removed"
         raise ValueError(msg)
     return lambda: _evaluated(padding.attend(parts, call, attention))
+
+
+def prepared(arguments: dict[str, Any]) -> Callable[[], object]:
+    """Return the work of one contestant for `footprint`; libraries are open and threads started."""
+    name, dtype, mask = (arguments[key] for key in ("name", "dtype", "mask"))
+    shape = Shape(**arguments["shape"])
+    small = Shape(name="warm-up", batch=1, heads=2, seq_q=128, seq_kv=128, head_dim=shape.head_dim)
+    contestant(name, draw(small, dtype, mask))()
+    return contestant(name, draw(shape, dtype, mask))
 
 
 def _by(name: str) -> Callable[[Call], mx.array]:

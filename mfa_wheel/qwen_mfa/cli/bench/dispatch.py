@@ -2,12 +2,12 @@
 
 The steady state: what has to be decided was decided before. Times are medians of interleaved
 rounds; the range is that of the quartiles; imports count CPU time. A pipeline is q, k and v from
-projections, attention, and the projection of its result, evaluated once at the end.
+projections, attention, and the projection of its result, evaluated once at the end. The noise
+floor is MLX against itself, measured in the same way.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -18,17 +18,21 @@ import mlx.core as mx
 
 import qwen_mfa
 from qwen_mfa import dispatch
+from qwen_mfa.cli.bench.common import Progress, count
 from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleave
-from qwen_mfa.cli.table import table
+from qwen_mfa.cli.table import markdown, table
 from qwen_mfa.inputs import draw
 from qwen_mfa.problem import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import argparse
+    from collections.abc import Callable, Iterator
 
 HELP = "measure what dispatch adds to calling MLX directly"
 
 OURS, DIRECT = "qwen-mfa", "mlx"
+HEADER = ["", "MLX alone", "with qwen-mfa", "ratio", "quartiles", "added"]
+EXPECTED = 12  # comparisons, about
 _FIRST_USE = "import qwen_mfa; qwen_mfa.scaled_dot_product_attention"
 # Before and after; what hosts have imported anyway is for nobody's account.
 _IMPORTS = {
@@ -60,24 +64,42 @@ class Line:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--rounds", type=_rounds, default=25, help="rounds (default %(default)s)")
+    parser.add_argument("--rounds", type=count, default=25, help="rounds (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print."""
-    lines = [*imports(args.rounds), *calls(args.rounds)]
-    if args.json:
-        print(json.dumps([asdict(line) for line in lines], indent=2))
-    else:
-        print(as_text(lines))
+    """Measure and print; what there is when it is interrupted."""
+    lines: list[Line] = []
+    progress = Progress()
+    try:
+        for line in measure(args.rounds):
+            lines.append(line)
+            progress(min(len(lines) / EXPECTED, 1), line.what)
+    finally:
+        progress.clear()
+        if args.json:
+            print(json.dumps([asdict(line) for line in lines], indent=2))
+        else:
+            print(markdown(HEADER, rows(lines)) if args.markdown else as_text(lines))
     return 0
+
+
+def measure(rounds: int) -> Iterator[Line]:
+    """Give one comparison after the other."""
+    yield from imports(rounds)
+    yield from calls(rounds)
 
 
 def as_text(lines: list[Line]) -> str:
     """Lay the comparisons out as a table."""
-    header = ["", "MLX alone", "with qwen-mfa", "ratio", "quartiles", "added"]
-    rows = [
+    return table(HEADER, rows(lines))
+
+
+def rows(lines: list[Line]) -> list[list[str]]:
+    """Return the comparisons as the cells of a table."""
+    return [
         [
             line.what,
             _time(line.direct.median),
@@ -88,13 +110,13 @@ def as_text(lines: list[Line]) -> str:
         ]
         for line in lines
     ]
-    return table(header, rows)
 
 
-def imports(rounds: int) -> list[Line]:
+def imports(rounds: int) -> Iterator[Line]:
     """Compare imports, each in a new process."""
-    return [
-        _line(
+    for what, (first, then) in _IMPORTS.items():
+        pairs = [_imported(first, then) for _ in range(max(1, rounds // 3))]
+        yield _line(
             what,
             Rounds(
                 times={
@@ -103,29 +125,25 @@ def imports(rounds: int) -> list[Line]:
                 }
             ),
         )
-        for what, (first, then) in _IMPORTS.items()
-        for pairs in ([_imported(first, then) for _ in range(max(1, rounds // 3))],)
-    ]
 
 
-def calls(rounds: int) -> list[Line]:
+def calls(rounds: int) -> Iterator[Line]:
     """Compare calls, with MLX's kernel chosen and with a native one, if there is one."""
     tiny, large = _problem(2, 4, 64), _problem(4, 512, 128)
-    lines = []
+    attention = mx.fast.scaled_dot_product_attention
+    yield _line("noise floor, tiny call", _compare(tiny, rounds, 200, _evaluated, attention))
+    yield _line("noise floor, large call", _compare(large, rounds, 1, _evaluated, attention))
     with qwen_mfa.use("mlx"):
-        lines += [
-            _line("tiny call, not evaluated", _compare(tiny, rounds, 2000, _built)),
-            _line("tiny call, evaluated", _compare(tiny, rounds, 200, _evaluated)),
-            _line("tiny pipeline", _compare(tiny, rounds, 100, _pipeline)),
-            _line("large call, evaluated", _compare(large, rounds, 1, _evaluated)),
-            _line("large pipeline", _compare(large, rounds, 1, _pipeline)),
-        ]
+        yield _line("tiny call, not evaluated", _compare(tiny, rounds, 2000, _built))
+        yield _line("tiny call, evaluated", _compare(tiny, rounds, 200, _evaluated))
+        yield _line("tiny pipeline", _compare(tiny, rounds, 100, _pipeline))
+        yield _line("large call, evaluated", _compare(large, rounds, 1, _evaluated))
+        yield _line("large pipeline", _compare(large, rounds, 1, _pipeline))
     for problem, number in ((_problem(24, 64, 128), 20), (_problem(24, 512, 128), 1)):
         choice = dispatch.choose(problem)
         if choice.kernel.name != DIRECT:
             what = f"kernel {choice.kernel.name} itself, {problem.seq_q} tokens"
-            lines.append(_line(what, _against_kernel(problem, rounds, number)))
-    return lines
+            yield _line(what, _against_kernel(problem, rounds, number))
 
 
 def _problem(heads: int, tokens: int, dim: int) -> Problem:
@@ -142,11 +160,15 @@ def _problem(heads: int, tokens: int, dim: int) -> Problem:
 
 
 def _compare(
-    problem: Problem, rounds: int, number: int, make: Callable[..., Callable[[], object]]
+    problem: Problem,
+    rounds: int,
+    number: int,
+    make: Callable[..., Callable[[], object]],
+    attention: Callable[..., mx.array] = qwen_mfa.scaled_dot_product_attention,
 ) -> Rounds:
     contestants = {
         DIRECT: _repeated(make(problem, mx.fast.scaled_dot_product_attention), number),
-        OURS: _repeated(make(problem, qwen_mfa.scaled_dot_product_attention), number),
+        OURS: _repeated(make(problem, attention), number),
     }
     return _per_call(interleave(contestants, rounds=rounds), number)
 
@@ -228,11 +250,3 @@ def _time(micro: float) -> str:
     if size < 1e3:
         return f"{micro:.1f} us"
     return f"{micro / 1e3:.1f} ms" if size < 1e6 else f"{micro / 1e6:.2f} s"
-
-
-def _rounds(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 1000:
-        msg = "give a number from 1 to 1000"
-        raise argparse.ArgumentTypeError(msg)
-    return value

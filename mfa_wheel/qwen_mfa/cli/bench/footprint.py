@@ -1,23 +1,34 @@
-"""One contestant's peak memory, in a process of its own. Run as ``python -m …``, see `measure`."""
+"""Peak memory of some work, in a process of its own. Run as ``python -m …``, see `measure`."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from qwen_mfa.cli.bench.contestants import contestant
-from qwen_mfa.cli.bench.shapes import Shape, draw
 from qwen_mfa.cli.sample import MALLOC, peak_resident
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-def measure(name: str, shape: Shape, dtype: str, mask: str, *, timeout: float) -> int | None:
-    """Return how much resident memory one call adds at its peak, in bytes; ``None`` if it fails."""
-    request = {"name": name, "shape": asdict(shape), "dtype": dtype, "mask": mask}
+
+def measure(module: str, arguments: Mapping[str, Any], *, timeout: float) -> int | None:
+    """Return how much resident memory one piece of work adds at its peak, in bytes.
+
+    Args:
+        module: One with a function ``prepared(arguments)``, which returns the work.
+        arguments: For that function; anything that JSON can hold.
+        timeout: Seconds to wait.
+
+    Returns ``None`` where the work fails or takes too long.
+
+    """
+    request = {"module": module, "arguments": dict(arguments)}
     try:
         done = subprocess.run(
             [sys.executable, "-m", "qwen_mfa.cli.bench.footprint"],
@@ -35,11 +46,7 @@ def measure(name: str, shape: Shape, dtype: str, mask: str, *, timeout: float) -
 
 def _main() -> None:
     request = json.load(sys.stdin)
-    shape = Shape(**request["shape"])
-    # Opens libraries and starts threads, so that neither counts.
-    small = Shape(name="warm-up", batch=1, heads=2, seq_q=128, seq_kv=128, head_dim=shape.head_dim)
-    contestant(request["name"], draw(small, request["dtype"], request["mask"]))()
-    work = contestant(request["name"], draw(shape, request["dtype"], request["mask"]))
+    work = importlib.import_module(request["module"]).prepared(request["arguments"])
     mx.clear_cache()
     before = peak_resident(reset=True)
     kept = work()

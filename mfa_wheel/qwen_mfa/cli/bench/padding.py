@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import mlx.core as mx
 
 from qwen_mfa import padding
 from qwen_mfa.attention import scaled_dot_product_attention
+from qwen_mfa.cli.bench.common import Progress
 from qwen_mfa.cli.bench.rounds import Spread, interleave
 from qwen_mfa.cli.sample import DTYPES
 from qwen_mfa.cli.table import seconds, table
@@ -74,7 +74,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             padding.attend(parts, call, lambda shorter: reference.run(None, shorter))
         )
         ways["qwen-mfa, removed"] = lambda: mx.eval(padding.attend(parts, call, _ours))
-    rounds = interleave(ways, rounds=args.rounds, on_round=lambda n, _: _progress(n, args.rounds))
+    progress = Progress()
+    rounds = interleave(
+        ways,
+        rounds=args.rounds,
+        on_round=lambda n, _: progress(n / args.rounds, f"round {n} of {args.rounds}"),
+    )
+    progress.clear()
     gains = {
         who: asdict(rounds.ratio(f"{who}, masked", f"{who}, removed"))
         for who in ("MLX", "qwen-mfa")
@@ -140,9 +146,3 @@ def _masked(call: Call) -> None:
         mx.eval(_ours(call))
     finally:
         del os.environ[padding.SWITCH]
-
-
-def _progress(number: int, total: int) -> None:
-    if sys.stderr.isatty():
-        end = "\n" if number == total else ""
-        print(f"\r\033[Kround {number} of {total}", end=end, file=sys.stderr, flush=True)

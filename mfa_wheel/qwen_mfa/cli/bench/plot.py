@@ -47,7 +47,8 @@ def draw(report: dict[str, Any], prefix: Path) -> list[Path]:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
     machine = report["machine"]
-    figure.suptitle(f"Attention, {machine['system']}, MLX {machine['mlx']}", fontsize="medium")
+    what = report["bench"].capitalize()
+    figure.suptitle(f"{what}, {machine['system']}, MLX {machine['mlx']}", fontsize="medium")
     files = []
     for suffix in (".png", ".svg"):
         file = prefix.with_name(prefix.name + suffix)

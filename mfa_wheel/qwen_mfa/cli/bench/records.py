@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from qwen_mfa.cli.table import mebibytes, seconds, table
+from qwen_mfa.cli.bench.rounds import Spread
+from qwen_mfa.cli.table import markdown, mebibytes, seconds, table
+from qwen_mfa.errors import QwenMfaError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    from qwen_mfa.cli.bench.rounds import Spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +44,35 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One problem. ``noise``: time(mlx) / time(mlx again), the reference against itself."""
+    """One problem.
+
+    Attributes:
+        shape: Its name.
+        sizes: What it is made of: B, H, Sq, Skv, D, or blocks and tokens.
+        dtype: Element type.
+        mask: Kind of mask.
+        complete: Whether all rounds are in it.
+        peak_gflops: The machine's multiply-add peak, measured in the same rounds.
+        noise: time(mlx) / time(mlx again), the reference against itself.
+        entries: The contestants.
+        conclusions: Sentences, and the figures in them.
+
+    """
 
     shape: str
     sizes: dict[str, int]
     dtype: str
     mask: str
+    complete: bool = True
     peak_gflops: float | None = None
     noise: Spread | None = None
     entries: tuple[Entry, ...] = ()
+    conclusions: dict[str, float | str] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Queries."""
+        return self.sizes["Sq"]
 
 
 @dataclass(kw_only=True)
@@ -64,12 +84,19 @@ class Report:
     complete: bool = False
     cases: list[Case] = field(default_factory=list)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as plain dictionaries and lists."""
+        return asdict(self)
+
     def as_json(self) -> str:
         """Return the report as JSON."""
-        return json.dumps(asdict(self), indent=1)
+        return json.dumps(self.as_dict(), indent=1)
 
-    def save(self, path: Path) -> None:
-        """Write the report to ``path``, whole or not at all."""
+    def save(self, path: Path, under_way: Case | None = None) -> None:
+        """Write the report, and a case under way, to ``path``: whole or not at all."""
+        if under_way is not None:
+            replace(self, cases=[*self.cases, under_way]).save(path)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -77,6 +104,34 @@ class Report:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Report:
+    """Read a report that `Report.save` wrote.
+
+    Raises:
+        QwenMfaError: There is none, or it is no such report.
+
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        cases = [_case(case) for case in found.pop("cases")]
+        return Report(**found, cases=cases)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        msg = f"{path} is no report of `qwen-mfa bench` ({error}); run one, or name another file"
+        raise QwenMfaError(msg) from error
+
+
+def _case(case: dict[str, Any]) -> Case:
+    entries = tuple(
+        Entry(**entry | {key: _spread(entry[key]) for key in ("seconds", "gain")})
+        for entry in case["entries"]
+    )
+    return Case(**case | {"entries": entries, "noise": _spread(case["noise"])})
+
+
+def _spread(values: dict[str, float] | None) -> Spread | None:
+    return None if values is None else Spread(**values)
 
 
 HEADER = ["contestant", "time", "quartiles", "GFLOP/s", "of peak", "MLX / it", "memory", "rounds"]
@@ -107,23 +162,36 @@ def title(case: Case) -> str:
         line += f"; multiply-add peak {case.peak_gflops:.0f} GFLOP/s"
     if case.noise is not None:
         line += f"; noise: MLX against itself {case.noise.low:.2f} to {case.noise.high:.2f} x"
-    return line
+    return line if case.complete else f"{line}; incomplete"
 
 
 def as_text(cases: Sequence[Case]) -> str:
     """Lay the cases out as plain-text tables."""
     return "\n\n".join(
-        f"{title(case)}\n{table(HEADER, [cells(entry) for entry in case.entries])}"
+        "\n".join(
+            [
+                title(case),
+                table(HEADER, [cells(entry) for entry in case.entries]),
+                *_sentences(case),
+            ]
+        )
         for case in cases
     )
 
 
 def as_markdown(cases: Sequence[Case]) -> str:
     """Lay the cases out as Markdown tables."""
-    blocks = []
-    for case in cases:
-        rows = [HEADER, ["---", *["---:"] * (len(HEADER) - 1)]]
-        rows += [cells(entry) for entry in case.entries]
-        lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        blocks.append(f"**{title(case)}**\n\n{lines}")
-    return "\n\n".join(blocks)
+    return "\n\n".join(
+        "\n\n".join(
+            [
+                f"**{title(case)}**",
+                markdown(HEADER, [cells(entry) for entry in case.entries]),
+                *_sentences(case),
+            ]
+        )
+        for case in cases
+    )
+
+
+def _sentences(case: Case) -> list[str]:
+    return [text for text in case.conclusions.values() if isinstance(text, str)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +48,14 @@ class Rounds:
         return Spread.of([a / b for a, b in pairs])
 
 
-def interleave(
+def interleaved(
     contestants: Mapping[str, Callable[[], object]],
     *,
     rounds: int,
     warm_up: int = 1,
     settle: float = 0.0,
     repeats: Mapping[str, int] | None = None,
-    on_round: Callable[[int, Rounds], None] | None = None,
-) -> Rounds:
+) -> Iterator[Rounds]:
     """Time ``contestants`` in ``rounds`` rounds after ``warm_up`` unmeasured ones.
 
     Args:
@@ -67,7 +66,9 @@ def interleave(
             done, and would slow down whoever comes next.
         repeats: Calls in a row, timed together, of contestants that are too quick to be timed one
             at a time: waking up after the pause would weigh too much. Times are for one call.
-        on_round: Called after every measured round with its number from 1 and all times so far.
+
+    Yields:
+        All times so far, after every measured round.
 
     """
     names = list(contestants)
@@ -77,7 +78,7 @@ def interleave(
         for name in names:
             contestants[name]()
     measured = Rounds(times={name: [] for name in names})
-    for number in range(1, rounds + 1 if names else 1):
+    for _ in range(rounds if names else 0):
         # Nobody always runs after the same neighbour, and every run has the same order.
         for name in order.sample(names, len(names)):
             time.sleep(settle)
@@ -86,6 +87,19 @@ def interleave(
             for _ in range(calls[name]):
                 work()
             measured.times[name].append((time.perf_counter() - start) / calls[name])
+        yield measured
+
+
+def interleave(
+    contestants: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warm_up: int = 1,
+    on_round: Callable[[int, Rounds], None] | None = None,
+) -> Rounds:
+    """Return all times of `interleaved`; ``on_round`` is called with each round's number from 1."""
+    measured = Rounds(times={name: [] for name in contestants})
+    for number, measured in enumerate(interleaved(contestants, rounds=rounds, warm_up=warm_up), 1):
         if on_round is not None:
             on_round(number, measured)
     return measured

@@ -29,6 +29,16 @@ class Shape:
         """Operations of the two products: 4 · B · H · Sq · Skv · D."""
         return 4 * self.batch * self.heads * self.seq_q * self.seq_kv * self.head_dim
 
+    def sizes(self) -> dict[str, int]:
+        """Return the numbers by their usual names."""
+        return {
+            "B": self.batch,
+            "H": self.heads,
+            "Sq": self.seq_q,
+            "Skv": self.seq_kv,
+            "D": self.head_dim,
+        }
+
 
 def _qwen(name: str, image_tokens: int) -> Shape:
     tokens = image_tokens + TEXT_TOKENS

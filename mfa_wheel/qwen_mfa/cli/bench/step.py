@@ -1,47 +1,62 @@
 """A transformer step of Qwen-Image's real width: what attention costs of it, what a kernel gains.
 
-Some of the 60 blocks (24 heads of 128, width 3072), with random weights. Two of everything is
-timed in interleaved rounds: with MLX's attention, and with what dispatch chooses. From that, the
-gain for all 60 blocks is projected by Amdahl's law; it is a projection, and said to be.
+Some of the 60 blocks (24 heads of 128, width 3072), with random weights. The step and its attention
+alone are timed in interleaved rounds, with MLX's attention and with what dispatch chooses. From
+that, the gain for all 60 blocks is projected by Amdahl's law; it is a projection, and said to be.
+Sizes: qwen-512, qwen-1024, qwen-1328, qwen-2048, or SIDE,TEXT for SIDE x SIDE image tokens and
+TEXT text tokens (default 8,20).
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+import argparse
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 import qwen_mfa
 from qwen_mfa import dispatch
-from qwen_mfa.cli.bench.common import Progress, count
-from qwen_mfa.cli.bench.rounds import Spread, interleave
-from qwen_mfa.cli.bench.shapes import Shape, draw
-from qwen_mfa.cli.sample import DTYPES
-from qwen_mfa.cli.table import seconds, table
+from qwen_mfa.cli import info
+from qwen_mfa.cli.bench import footprint, shapes
+from qwen_mfa.cli.bench.common import Progress, add_outputs, collect, count, machine_peak
+from qwen_mfa.cli.bench.records import Case, Entry, Report
+from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleaved
+from qwen_mfa.cli.sample import DTYPES, TEXT_TOKENS
+from qwen_mfa.cli.table import seconds
 from qwen_mfa.policy import use
 from qwen_mfa.problem import describe
 from qwen_mfa.qwen_image import TransformerBlock, rope_tables
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable
-
-    from qwen_mfa.cli.bench.rounds import Rounds
+    from collections.abc import Callable, Iterator
 
 HELP = "measure a transformer step of Qwen-Image's width, and attention's share of it"
 ALL_BLOCKS = 60
 WIDTH, HEADS, HEAD_DIM = 3072, 24, 128
 MLX, CHOSEN = "mlx", "dispatch"
+AGAIN = "step mlx, again"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """Times in seconds, of ``blocks`` blocks and of as many attentions.
+class Size:
+    """``side`` x ``side`` image tokens and ``text`` text tokens."""
+
+    name: str
+    side: int
+    text: int
+
+    @property
+    def tokens(self) -> int:
+        """Of image and text together."""
+        return self.side * self.side + self.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """What follows from the times.
 
     Attributes:
-        kernel: What dispatch chose.
         share: Attention's part of the step with MLX's attention.
         attention_gain: time(MLX's attention) / time(chosen attention).
         step_gain: The same for the whole step, measured.
@@ -50,130 +65,216 @@ class Result:
 
     """
 
-    blocks: int
-    tokens: int
-    dtype: str
-    kernel: str
-    step_mlx: Spread
-    step: Spread
-    attention_mlx: Spread
-    attention: Spread
     share: float
     attention_gain: float
-    step_gain: Spread
+    step_gain: float
     projected_gain: float
     projected_step: float
 
 
+def parse(text: str) -> Size:
+    """Read a name of `shapes.NAMED`, or ``SIDE,TEXT``."""
+    if text in shapes.NAMED:
+        side = round((shapes.NAMED[text].seq_q - TEXT_TOKENS) ** 0.5)
+        return Size(name=text, side=side, text=TEXT_TOKENS)
+    try:
+        side, words = (int(part) for part in text.split(","))
+    except ValueError:
+        side = words = 0
+    if min(side, words) < 1:
+        msg = f"{text!r} is neither one of {', '.join(shapes.NAMED)} nor two numbers SIDE,TEXT"
+        raise argparse.ArgumentTypeError(msg)
+    return Size(name=text, side=side, text=words)
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--image-side", type=count, default=8, metavar="N", help="N x N tokens")
-    parser.add_argument("--text-tokens", type=count, default=20, metavar="N")
+    parser.add_argument("sizes", nargs="*", type=parse, metavar="SIZE")
     parser.add_argument("--blocks", type=count, default=1, metavar="N", help="of 60 (default 1)")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
-    parser.add_argument("--rounds", type=count, default=3)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--rounds", type=count, default=3, help="measured rounds (default 3)")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
+    add_outputs(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    result = measure(
-        side=args.image_side,
-        text=args.text_tokens,
-        blocks=args.blocks,
-        dtype=args.dtype,
-        rounds=args.rounds,
-    )
-    print(json.dumps(asdict(result), indent=1) if args.json else as_text(result))
+    sizes = args.sizes or [parse("8,20")]
+    progress = Progress()
+
+    def cases() -> Iterator[Case]:
+        for number, size in enumerate(sizes):
+
+            def show(done: float, detail: str, number: int = number, name: str = size.name) -> None:
+                progress((number + done) / len(sizes), f"{name}: {detail}")
+
+            yield from measure(size, args, progress=show)
+
+    collect(Report(bench="step", machine=info.gather()), cases(), args, progress)
     return 0
 
 
-def measure(*, side: int, text: int, blocks: int, dtype: str, rounds: int) -> Result:
-    """Measure ``blocks`` blocks over ``side`` x ``side`` image tokens and ``text`` text tokens."""
-    progress = Progress(f"{blocks} block{'s' if blocks > 1 else ''}, {side} x {side} + {text}")
-    tokens = side * side + text
-    shape = Shape(name="step", batch=1, heads=HEADS, seq_q=tokens, seq_kv=tokens, head_dim=HEAD_DIM)
-    call = draw(shape, dtype, "none")
+def measure(
+    size: Size, args: argparse.Namespace, *, progress: Callable[[float, str], None]
+) -> Iterator[Case]:
+    """Measure a step of ``args.blocks`` blocks; give what there is after every round."""
+    blocks: int = args.blocks
+    call = shapes.draw(_attention_shape(size), args.dtype, "none")
     problem = describe(call.q, call.k, call.v)
     if problem is None:  # pragma: no cover - the shape is ours
         msg = "the step's attention cannot be described"
         raise AssertionError(msg)
-    progress("choosing a kernel")
+    progress(0, "choosing a kernel")
     kernel = dispatch.choose(problem).kernel.name
-    step = _step(side=side, text=text, blocks=blocks, dtype=dtype)
+    progress(0, "drawing weights")
+    step = _step(size, blocks=blocks, dtype=args.dtype)
 
     def attention() -> None:
         for _ in range(blocks):
             mx.eval(qwen_mfa.scaled_dot_product_attention(call.q, call.k, call.v, scale=call.scale))
 
-    progress("warming up")
-    found = interleave(
-        {
-            f"step {MLX}": _with(MLX, step),
-            f"step {CHOSEN}": _with("auto", step),
-            f"attention {MLX}": _with(MLX, attention),
-            f"attention {CHOSEN}": _with("auto", attention),
-        },
-        rounds=rounds,
-        on_round=lambda number, _: progress(f"round {number} of {rounds}"),
+    work = {
+        f"step {MLX}": _with(MLX, step),
+        f"step {CHOSEN}": _with("auto", step),
+        AGAIN: _with(MLX, step),
+        f"attention {MLX}": _with(MLX, attention),
+        f"attention {CHOSEN}": _with("auto", attention),
+    }
+    base = Case(
+        shape=f"{blocks} of Qwen-Image's {ALL_BLOCKS} blocks, random weights, {size.name}",
+        sizes={"blocks": blocks, "width": WIDTH, "Sq": size.tokens, "text": size.text},
+        dtype=args.dtype,
+        mask="none",
+        complete=False,
     )
-    progress("")
-    return _result(found, blocks=blocks, tokens=tokens, dtype=dtype, kernel=kernel)
+    peaks: list[float] = []
+    rounds = Rounds(times={})
+    progress(0, "warming up")
+    for number, rounds in enumerate(interleaved(work, rounds=args.rounds), 1):
+        progress(number / (args.rounds + 1), f"round {number} of {args.rounds}")
+        peak = machine_peak()
+        if peak:
+            peaks.append(peak)
+        yield _filled(base, rounds, peaks, kernel, {})
+    memory = {} if args.no_memory else _memory(size, args, progress)
+    yield replace(_filled(base, rounds, peaks, kernel, memory), complete=True)
 
 
-def _result(found: Rounds, *, blocks: int, tokens: int, dtype: str, kernel: str) -> Result:
+def prepared(arguments: dict[str, Any]) -> Callable[[], object]:
+    """Return one step, for `footprint`: with weights drawn, kernels chosen and a step done."""
+    size = Size(**arguments["size"])
+    step = _step(size, blocks=arguments["blocks"], dtype=arguments["dtype"])
+    work = _with(arguments["backend"], step)
+    work()
+    return work
+
+
+def _memory(
+    size: Size, args: argparse.Namespace, progress: Callable[[float, str], None]
+) -> dict[str, int | None]:
+    found: dict[str, int | None] = {}
+    for name, backend in ((f"step {MLX}", MLX), (f"step {CHOSEN}", "auto")):
+        progress(args.rounds / (args.rounds + 1), f"memory of {name}")
+        found[name] = footprint.measure(
+            "qwen_mfa.cli.bench.step",
+            {
+                "size": asdict(size),
+                "blocks": args.blocks,
+                "dtype": args.dtype,
+                "backend": backend,
+            },
+            timeout=3600,
+        )
+    return found
+
+
+def _filled(
+    base: Case,
+    rounds: Rounds,
+    peaks: list[float],
+    kernel: str,
+    memory: dict[str, int | None],
+) -> Case:
+    blocks, tokens = base.sizes["blocks"], base.sizes["Sq"]
+    attention_flops = 4 * blocks * HEADS * tokens * tokens * HEAD_DIM
+    # Per token: q, k, v and output (4 times the width squared), feed-forward (8 times).
+    flops = {
+        "step": attention_flops + 2 * 12 * blocks * tokens * WIDTH * WIDTH,
+        "attention": attention_flops,
+    }
+    peak = Spread.of(peaks).median if peaks else None
+    entries = []
+    for what, operations in flops.items():
+        for who in (MLX, CHOSEN):
+            name = f"{what} {who}"
+            rate = operations / rounds.time(name).median
+            entries.append(
+                Entry(
+                    contestant=name if who == MLX else f"{name} ({kernel})",
+                    rounds=len(rounds.times[name]),
+                    seconds=rounds.time(name),
+                    gflops=rate / 1e9,
+                    of_peak=rate / peak if peak else None,
+                    gain=rounds.ratio(f"{what} {MLX}", name),
+                    memory=memory.get(name),
+                )
+            )
+    projection = project(rounds, blocks=blocks)
+    return replace(
+        base,
+        peak_gflops=peak and peak / 1e9,
+        noise=rounds.ratio(f"step {MLX}", AGAIN),
+        entries=tuple(entries),
+        conclusions={**asdict(projection), "text": sentence(projection)},
+    )
+
+
+def project(found: Rounds, *, blocks: int) -> Projection:
+    """Return what follows from the times of ``blocks`` blocks and as many attentions."""
     share = found.ratio(f"attention {MLX}", f"step {MLX}").median
     gain = found.ratio(f"attention {MLX}", f"attention {CHOSEN}").median
     # Amdahl's law: the rest of the step is as slow as it was.
     projected = 1 / (1 - min(share, 1.0) + min(share, 1.0) / gain)
-    step_mlx = found.time(f"step {MLX}")
-    return Result(
-        blocks=blocks,
-        tokens=tokens,
-        dtype=dtype,
-        kernel=kernel,
-        step_mlx=step_mlx,
-        step=found.time(f"step {CHOSEN}"),
-        attention_mlx=found.time(f"attention {MLX}"),
-        attention=found.time(f"attention {CHOSEN}"),
+    step_mlx = found.time(f"step {MLX}").median
+    return Projection(
         share=share,
         attention_gain=gain,
-        step_gain=found.ratio(f"step {MLX}", f"step {CHOSEN}"),
+        step_gain=found.ratio(f"step {MLX}", f"step {CHOSEN}").median,
         projected_gain=projected,
-        projected_step=step_mlx.median / blocks * ALL_BLOCKS / projected,
+        projected_step=step_mlx / blocks * ALL_BLOCKS / projected,
     )
 
 
-def as_text(result: Result) -> str:
-    """Lay the result out as a table and a sentence."""
-    title = (
-        f"{result.blocks} of Qwen-Image's {ALL_BLOCKS} blocks, random weights, {result.dtype}, "
-        f"{result.tokens} tokens; dispatch chose {result.kernel}"
-    )
-    rows = [
-        ["step", seconds(result.step_mlx.median), seconds(result.step.median),
-         f"{result.step_gain.median:.2f} x"],
-        ["attention in it", seconds(result.attention_mlx.median), seconds(result.attention.median),
-         f"{result.attention_gain:.2f} x"],
-    ]  # fmt: skip
+def sentence(projection: Projection) -> str:
+    """Say what follows from the times, and that it is no measurement."""
     return (
-        f"{title}\n\n{table(['', 'MLX', 'dispatch', 'gain'], rows)}\n\n"
-        f"Attention is {result.share:.0%} of a step with MLX's kernels. Projected by Amdahl's law "
-        f"(not measured): {ALL_BLOCKS} blocks {result.projected_gain:.2f} x as fast, "
-        f"{seconds(result.projected_step)} a step."
+        f"Attention is {projection.share:.0%} of a step with MLX's kernels. Projected by Amdahl's "
+        f"law (not measured): {ALL_BLOCKS} blocks {projection.projected_gain:.2f} x as fast, "
+        f"{seconds(projection.projected_step)} a step."
     )
 
 
-def _step(*, side: int, text: int, blocks: int, dtype: str) -> Callable[[], None]:
+def _attention_shape(size: Size) -> shapes.Shape:
+    return shapes.Shape(
+        name=size.name,
+        batch=1,
+        heads=HEADS,
+        seq_q=size.tokens,
+        seq_kv=size.tokens,
+        head_dim=HEAD_DIM,
+    )
+
+
+def _step(size: Size, *, blocks: int, dtype: str) -> Callable[[], None]:
     kind = DTYPES[dtype]
     layers = [TransformerBlock(dim=WIDTH, heads=HEADS, head_dim=HEAD_DIM) for _ in range(blocks)]
     for layer in layers:
         layer.set_dtype(kind)
         mx.eval(layer.parameters())  # type: ignore[no-untyped-call]  # mlx.nn is typed in part
-    tables = rope_tables([(1, side, side)], text)
+    tables = rope_tables([(1, size.side, size.side)], size.text)
     keys = mx.random.split(mx.random.key(3), 3)
-    image = mx.random.normal((1, side * side, WIDTH), key=keys[0]).astype(kind)
-    words = mx.random.normal((1, text, WIDTH), key=keys[1]).astype(kind)
+    image = mx.random.normal((1, size.side * size.side, WIDTH), key=keys[0]).astype(kind)
+    words = mx.random.normal((1, size.text, WIDTH), key=keys[1]).astype(kind)
     time = mx.random.normal((1, WIDTH), key=keys[2]).astype(kind)
     mx.eval(image, words, time)
 
