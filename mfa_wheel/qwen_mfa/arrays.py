@@ -93,22 +93,14 @@ def fresh(
         dtype: Element type.
         interleaved: Lay it out as BSHD in memory, so that the usual
             ``transpose(0, 2, 1, 3).reshape(B, S, H * D)`` afterwards moves no data.
-        like: A borrowed array; if it is small, dense and of the same shape and type, the result
-            begins as a copy of it, because that is had sooner.
+        like: A borrowed array; if it is small and has the shape, type and layout that are wanted,
+            the result begins as a copy of it, because that is had sooner.
 
     """
-    stream = working_stream()
     guards = _guards.get()
-    if guards is None and not interleaved and like is not None and like.array.dtype == dtype:
-        array = like.array
-        _, heads, rows, dim = shape
-        dense = (heads * rows * dim, rows * dim, dim, 1)
-        if (
-            array.shape == shape
-            and array.nbytes <= _COPY_BYTES
-            and all(n == 1 or a == b for n, a, b in zip(shape, like.strides, dense, strict=True))
-        ):
-            return mx.from_dlpack(array, copy=True)
+    if guards is None and like is not None and _can_begin_as_copy(shape, dtype, like, interleaved):
+        return mx.from_dlpack(like.array, copy=True)
+    stream = working_stream()
     empty = mx.empty if guards is None else guards.empty
     batch, heads, rows, dim = shape
     if interleaved:
@@ -118,6 +110,18 @@ def fresh(
         out = empty(shape, dtype=dtype, stream=stream)
     mx.eval(out)
     return out
+
+
+def _can_begin_as_copy(
+    shape: tuple[int, int, int, int], dtype: mx.Dtype, like: Borrowed, interleaved: bool
+) -> bool:
+    array = like.array
+    if array.shape != shape or array.dtype != dtype or array.nbytes > _COPY_BYTES:
+        return False
+    _, heads, rows, dim = shape
+    steps = (dim, heads * dim) if interleaved else (rows * dim, dim)
+    wanted = (heads * rows * dim, *steps, 1)
+    return all(n == 1 or a == b for n, a, b in zip(shape, like.strides, wanted, strict=True))
 
 
 class GuardZones:

@@ -29,6 +29,8 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 def seconds(value: float) -> str:
     """Format a duration."""
+    if value < 1e-3:
+        return f"{value * 1e6:.0f} us"
     return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s"
 
 

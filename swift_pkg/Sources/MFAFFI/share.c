@@ -1,5 +1,7 @@
 #include "share.h"
 
+#include "include/mfa_ffi.h"
+
 #include <sched.h>
 
 static bool reached(atomic_size_t *counter, size_t wanted)
@@ -18,6 +20,15 @@ static void add_one(atomic_size_t *counter)
     atomic_fetch_add_explicit(counter, 1, memory_order_release);
 }
 
+/* Where causal masking leaves early blocks little to do, they have little to pack, too. */
+static size_t tiles_before(const mfa_plan *plan, size_t part, size_t parts)
+{
+    if (plan->problem->causal == MFA_CAUSAL_NONE)
+        return plan->tiles * part / parts;
+    double share = (double)part / (double)parts;
+    return (size_t)((double)plan->tiles * share * share);
+}
+
 mfa_share mfa_share_of(mfa_plan *plan, size_t unit, size_t part, size_t parts)
 {
     mfa_share share = {.plan = plan, .unit = unit};
@@ -25,8 +36,8 @@ mfa_share mfa_share_of(mfa_plan *plan, size_t unit, size_t part, size_t parts)
         return share;
     share.slot = &plan->slots[unit % plan->slot_count];
     share.round = unit / plan->slot_count;
-    share.tile = plan->tiles * part / parts;
-    share.end = plan->tiles * (part + 1) / parts;
+    share.tile = tiles_before(plan, part, parts);
+    share.end = tiles_before(plan, part + 1, parts);
     share.chooses = plan->selects && part == 0;
     return share;
 }

@@ -64,8 +64,9 @@ def interleaved(
         warm_up: Unmeasured rounds.
         settle: Seconds to wait before each: some libraries' threads spin on after their work is
             done, and would slow down whoever comes next.
-        repeats: Calls in a row, timed together, of contestants that are too quick to be timed one
-            at a time: waking up after the pause would weigh too much. Times are for one call.
+        repeats: Calls in a row, timed together after an untimed one, of contestants that are too
+            quick to be timed one at a time: waking up after the pause would weigh too much. Times
+            are for one call.
 
     Yields:
         All times so far, after every measured round.
@@ -83,6 +84,8 @@ def interleaved(
         for name in order.sample(names, len(names)):
             time.sleep(settle)
             work = contestants[name]
+            if calls[name] > 1:
+                work()  # wakes its threads
             start = time.perf_counter()
             for _ in range(calls[name]):
                 work()
