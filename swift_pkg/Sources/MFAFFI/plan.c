@@ -169,9 +169,10 @@ static void lay_out(mfa_plan *plan, arena *a)
 static bool few_rows(const mfa_plan *plan)
 {
     const mfa_problem *p = plan->problem;
-    const bool wide = p->k.precision == MFA_PRECISION_FP32;
-    return plan->rows <= (wide ? MFA_FEW_ROWS : MFA_FEW_ROWS_16_BIT) && p->k.stride[3] == 1 &&
-           p->v.stride[3] == 1;
+    size_t most = p->k.precision == MFA_PRECISION_FP32 ? MFA_FEW_ROWS : MFA_FEW_ROWS_16_BIT;
+    if (p->seq_kv < MFA_SHORT_KEYS)
+        most = MFA_FEW_ROWS_SHORT;
+    return plan->rows <= most && p->k.stride[3] == 1 && p->v.stride[3] == 1;
 }
 
 bool mfa_plan_make(mfa_plan *plan, const mfa_problem *problem, const mfa_setup *setup,

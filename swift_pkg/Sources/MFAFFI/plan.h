@@ -60,9 +60,14 @@ typedef struct {
 
 enum {
     MFA_NO_UNIT = -1,
-    /* Rows of a unit up to which packing does not pay; 16-bit rows are converted once per row. */
-    MFA_FEW_ROWS = 24,
+    /*
+     * Rows of a unit up to which packing does not pay; 16-bit rows are converted once per row, and
+     * few keys stay near whatever is done with them.
+     */
+    MFA_FEW_ROWS = 20,
     MFA_FEW_ROWS_16_BIT = 12,
+    MFA_FEW_ROWS_SHORT = 8,
+    MFA_SHORT_KEYS = 512,
 };
 
 /* Fills the plan and gets its memory; false when there is none to be had. */
