@@ -1,0 +1,148 @@
+/* Packing, part of kernel_template.h: rows as they are in memory to tiles, strips and panels. */
+
+#include "transpose.h"
+
+/* What is packed: floats, or pairs of BF16 as they are, which are moved as if they were floats. */
+enum { MFA_AS_PAIRS = -1 };
+
+/* A vector of a row, from element (or pair) `first` on. */
+MFA_INLINE vf row_vector(const mfa_source *from, unsigned row, unsigned first, const int as)
+{
+    const unsigned char *at = from->rows[row];
+    if (as == MFA_AS_PAIRS)
+        return v_load((const float *)(const void *)at + first);
+    return load_vector(at + (size_t)first * (as == MFA_PRECISION_FP32 ? 4 : 2), as);
+}
+
+/* The same where elements lie apart, or beyond the row's end, where zeros are taken. */
+MFA_INLINE vf row_elements(const mfa_source *from, unsigned row, unsigned first, const int as)
+{
+    const unsigned each = as == MFA_AS_PAIRS ? 2 : 1, start = first * each;
+    const size_t step = (size_t)from->stride * (as == MFA_PRECISION_FP32 ? 4 : 2);
+    const unsigned char *at = from->rows[row] + start * step;
+    float part[MFA_LANES] = {0};
+    for (unsigned i = 0; i < MFA_LANES * each && start + i < from->length; i++, at += step) {
+        if (as == MFA_AS_PAIRS)
+            memcpy((unsigned char *)part + 2 * (size_t)i, at, 2);
+        else
+            part[i] = load_element(at, as);
+    }
+    return v_load(part);
+}
+
+/* How many elements (or pairs) of each row are whole vectors that can be loaded as such. */
+MFA_INLINE unsigned in_vectors(const mfa_source *from, const int as)
+{
+    const unsigned length = as == MFA_AS_PAIRS ? from->length / 2 : from->length;
+    return from->stride == 1 ? length / MFA_LANES * MFA_LANES : 0;
+}
+
+MFA_INLINE void store_columns(float *tile, unsigned width, vf v[MFA_LANES], unsigned columns,
+                              float factor, const unsigned group, const int as)
+{
+    transpose(v);
+    MFA_UNROLL for (unsigned i = 0; i < MFA_LANES; i++) {
+        vf column = as == MFA_AS_PAIRS ? v[i] : v_mul(v[i], v_set1(factor));
+        if (i < columns)
+            memcpy(tile + (size_t)i * width, &column, group * sizeof(float));
+    }
+}
+
+/* `count` rows from `first` on, and zeros up to `group`, to columns of as many floats. */
+MFA_INLINE void pack_group(float *tile, unsigned width, const mfa_source *from, unsigned first,
+                           float factor, const unsigned count, const unsigned group, const int as)
+{
+    const unsigned length = as == MFA_AS_PAIRS ? (from->length + 1) / 2 : from->length;
+    const unsigned whole = in_vectors(from, as);
+    vf v[MFA_LANES];
+    unsigned d = 0;
+    for (; d < whole; d += MFA_LANES) {
+        MFA_UNROLL for (unsigned r = 0; r < MFA_LANES; r++)
+            v[r] = r < count ? row_vector(from, first + r, d, as) : v_set1(0.0f);
+        store_columns(tile + (size_t)d * width + first, width, v, MFA_LANES, factor, group, as);
+    }
+    for (; d < length; d += MFA_LANES) {
+        for (unsigned r = 0; r < MFA_LANES; r++)
+            v[r] = r < count ? row_elements(from, first + r, d, as) : v_set1(0.0f);
+        store_columns(tile + (size_t)d * width + first, width, v, length - d, factor, group, as);
+    }
+}
+
+MFA_INLINE void pack_rows(float *tile, unsigned width, const mfa_source *from, float factor,
+                          const int as)
+{
+    for (unsigned first = 0; first < from->count; first += MFA_LANES) {
+        const unsigned left = from->count - first;
+        const bool wide = width - first >= MFA_LANES; /* or else the end of a strip of queries */
+        const unsigned rest = MFA_MR % MFA_LANES;
+        if (wide && left >= MFA_LANES)
+            pack_group(tile, width, from, first, factor, MFA_LANES, MFA_LANES, as);
+        else if (wide)
+            pack_group(tile, width, from, first, factor, left, MFA_LANES, as);
+        else if (left >= rest)
+            pack_group(tile, width, from, first, factor, rest, rest, as);
+        else
+            pack_group(tile, width, from, first, factor, left, rest, as);
+    }
+}
+
+static void pack_columns(float *tile, unsigned width, const mfa_source *from, float factor)
+{
+    switch (from->precision) {
+    case MFA_PRECISION_FP16: pack_rows(tile, width, from, factor, MFA_PRECISION_FP16); break;
+    case MFA_PRECISION_BF16: pack_rows(tile, width, from, factor, MFA_PRECISION_BF16); break;
+    default: pack_rows(tile, width, from, factor, MFA_PRECISION_FP32); break;
+    }
+}
+
+#if MFA_PAIRS
+static void pack_pairs(float *tile, unsigned width, const mfa_source *from)
+{
+    pack_rows(tile, width, from, 1.0f, MFA_AS_PAIRS);
+}
+#endif
+
+/* Elements of row `row` from `column` on, as many vectors as fill up to `end`. */
+MFA_INLINE void copy_row(float *to, const mfa_source *from, unsigned row, unsigned column,
+                         unsigned end, const int as)
+{
+    const unsigned whole = in_vectors(from, as);
+    for (; column < end; column += MFA_LANES, to += MFA_LANES)
+        v_store(to, column < whole ? row_vector(from, row, column, as)
+                                   : row_elements(from, row, column, as));
+}
+
+MFA_INLINE void pack_values(float *panels, size_t panel_stride, size_t first,
+                            const mfa_source *from, const int as)
+{
+    const unsigned padded = mfa_padded_dim(from->length, MFA_LANES);
+    const unsigned wide = in_vectors(from, as) / MFA_NR * MFA_NR;
+    for (unsigned r = 0; r < from->count; r++) {
+        float *panel = panels;
+        unsigned column = 0;
+        for (; column < wide; column += MFA_NR, panel += panel_stride)
+            MFA_UNROLL for (unsigned i = 0; i < MFA_NR; i += MFA_LANES)
+                v_store(panel + (first + r) * MFA_NR + i, row_vector(from, r, column + i, as));
+        for (; column < padded; column += MFA_NR, panel += panel_stride) {
+            const unsigned width = padded - column < MFA_NR ? padded - column : MFA_NR;
+            copy_row(panel + (first + r) * width, from, r, column, column + width, as);
+        }
+    }
+}
+
+static void pack_panels(float *panels, size_t panel_stride, size_t first, const mfa_source *from)
+{
+    switch (from->precision) {
+    case MFA_PRECISION_FP16: pack_values(panels, panel_stride, first, from, MFA_PRECISION_FP16); break;
+    case MFA_PRECISION_BF16: pack_values(panels, panel_stride, first, from, MFA_PRECISION_BF16); break;
+    default: pack_values(panels, panel_stride, first, from, MFA_PRECISION_FP32); break;
+    }
+}
+
+/* Written element by element: a row of few queries is short work. */
+static void scale_row(float *row, const mfa_source *from, float factor)
+{
+    const size_t step = (size_t)from->stride * (from->precision == MFA_PRECISION_FP32 ? 4 : 2);
+    for (unsigned i = 0; i < from->length; i++)
+        row[i] = factor * load_element(from->rows[0] + i * step, from->precision);
+}
