@@ -18,6 +18,7 @@ import pytest
 
 from qwen_mfa import cli, errors, padding, store
 from qwen_mfa.cli.bench import (
+    attention,
     common,
     contestants,
     footprint,
@@ -59,6 +60,21 @@ def test_ratios_are_taken_within_rounds() -> None:
     assert found.ratio("slow", "fast") == Spread(median=2, low=2, high=2)
     assert Spread.of([1.0]) == Spread(median=1, low=1, high=1)
     assert Spread.of([1.0, 2.0, 3.0, 4.0, 5.0]) == Spread(median=3, low=2, high=4)
+
+
+def test_the_fastest_peer_is_named() -> None:
+    times = {
+        "mlx": [9.0, 9.0],
+        "cpu": [2.0, 4.0],
+        "torch": [5.0, 6.0],
+        "numpy": [3.0, 6.0],
+        "jax": [],
+    }
+    found = attention.against_peers(Rounds(times=times))
+    assert found["peer_over_kernel"] == 1.5
+    assert "cpu is 1.50 x as fast (1.50 to 1.50) as numpy, the fastest peer" in str(found["text"])
+    assert attention.against_peers(Rounds(times={"mlx": [1.0], "cpu": [1.0]})) == {}
+    assert attention.against_peers(Rounds(times={"mlx": [1.0], "torch": [1.0]})) == {}
 
 
 @pytest.mark.parametrize("text", ["qwen", "1,2,3", "1,2,3,4,0", "1,2,3,4,x", "1,2,3,4,5,6"])

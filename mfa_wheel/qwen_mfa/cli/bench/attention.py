@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from qwen_mfa.cli import info
-from qwen_mfa.cli.bench import footprint, shapes
+from qwen_mfa.cli.bench import footprint, peers, shapes
 from qwen_mfa.cli.bench.common import Progress, add_outputs, collect, count, machine_peak
 from qwen_mfa.cli.bench.contestants import REMOVED, contestant, names
 from qwen_mfa.cli.bench.records import Case, Entry, Report
@@ -98,6 +98,7 @@ def measure(
             peak_gflops=peak and peak / 1e9,
             noise=noise,
             entries=(*entries, *skipped),
+            conclusions=against_peers(rounds),
         )
 
     progress(0, "warming up")
@@ -130,6 +131,22 @@ def measure(
                     timeout=60 + 10 * args.limit,
                 )
     yield replace(case(rounds, memory), complete=True)
+
+
+def against_peers(rounds: Rounds) -> dict[str, float | str]:
+    """Say how the fastest native kernel stands to the fastest peer, if both took part."""
+    median = {name: rounds.time(name).median for name, times in rounds.times.items() if times}
+    others = {name for name in median if name in peers.NEEDED}
+    ours = {name for name in median if not name.startswith("mlx")} - others
+    if not others or not ours:
+        return {}
+    peer, kernel = (min(names, key=median.__getitem__) for names in (others, ours))
+    ratio = rounds.ratio(peer, kernel)
+    return {
+        "peer_over_kernel": ratio.median,
+        "text": f"{kernel} is {ratio.median:.2f} x as fast ({ratio.low:.2f} to {ratio.high:.2f}) as "
+        f"{peer}, the fastest peer.",
+    }
 
 
 def _field(
