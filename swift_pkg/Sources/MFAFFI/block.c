@@ -99,6 +99,8 @@ static void start_states(const block *b)
 
 /* ---- memory wanted soon ---- */
 
+enum { OWN_RUNS = 2 }; /* the block's own: queries and results; a tile's come on top */
+
 /* Rows from flat row `row` of a unit on: as many as lie one after the other, up to a block. */
 static void ask_for_rows(block *b, const mfa_operand *x, size_t unit, size_t row, uint32_t columns)
 {
@@ -222,6 +224,8 @@ static void sweep(block *b, mfa_share *share)
             mfa_share_advance(share, first + tiles * step / steps);
             if (share->tile != asked) {
                 asked = share->tile;
+                if (b->ahead.runs > OWN_RUNS)
+                    b->ahead.runs = OWN_RUNS; /* what was left of the last tile is packed now */
                 mfa_share_ask(share, &b->ahead);
             }
         }

@@ -22,7 +22,7 @@ enum {
     MFA_MAX_MR = 16,  /* rows of a strip, at most */
     MFA_MAX_NR = 64,  /* keys of a tile, at most */
     MFA_MAX_LANES = 16,
-    MFA_MAX_RUNS_AHEAD = 8,
+    MFA_MAX_RUNS_AHEAD = 4,
     MFA_MAX_KEY_BLOCK = 256, /* keys of a block; also the row length of a strip of weights */
 };
 

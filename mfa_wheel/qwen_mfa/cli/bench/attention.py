@@ -142,10 +142,10 @@ def against_peers(rounds: Rounds) -> dict[str, float | str]:
         return {}
     peer, kernel = (min(names, key=median.__getitem__) for names in (others, ours))
     ratio = rounds.ratio(peer, kernel)
+    spread = f"{ratio.median:.2f} x as fast ({ratio.low:.2f} to {ratio.high:.2f})"
     return {
         "peer_over_kernel": ratio.median,
-        "text": f"{kernel} is {ratio.median:.2f} x as fast ({ratio.low:.2f} to {ratio.high:.2f}) as "
-        f"{peer}, the fastest peer.",
+        "text": f"{kernel} is {spread} as {peer}, the fastest peer.",
     }
 
 
