@@ -182,8 +182,14 @@ def test_an_interruption_shows_what_there_is_and_keeps_it(tmp_path: Path) -> Non
     kept = tmp_path / "bench" / "attention.json"
     environment = {**os.environ, store.FOLDER: str(tmp_path)}
     command = [sys.executable, "-m", "qwen_mfa", "bench"]
+    # A process started in the background ignores the signal, and so would the child.
+    listening = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from qwen_mfa import cli; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    arguments = ["attention", TINY, "--no-memory", "--rounds", "1000", "--dtype", "float32"]
     child = subprocess.Popen(
-        [*command, "attention", TINY, "--no-memory", "--rounds", "1000", "--dtype", "float32"],
+        [sys.executable, "-c", listening, "bench", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
