@@ -47,8 +47,11 @@ def draw(report: dict[str, Any], prefix: Path) -> list[Path]:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
     machine = report["machine"]
-    what = report["bench"].capitalize()
-    figure.suptitle(f"{what}, {machine['system']}, MLX {machine['mlx']}", fontsize="medium")
+    what = [report["bench"].capitalize()]
+    if not _several(report["cases"]):
+        what += [f"{case['dtype']}, mask {case['mask']}" for case in report["cases"][:1]]
+    where = f"{machine['system']}, MLX {machine['mlx']}"
+    figure.suptitle(", ".join([*what, where]), fontsize="medium")
     files = []
     for suffix in (".png", ".svg"):
         file = prefix.with_name(prefix.name + suffix)
@@ -59,8 +62,12 @@ def draw(report: dict[str, Any], prefix: Path) -> list[Path]:
     return files
 
 
+def _several(cases: list[dict[str, Any]]) -> bool:
+    return len({(case["dtype"], case["mask"]) for case in cases}) > 1
+
+
 def _lines(cases: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    several = len({(case["dtype"], case["mask"]) for case in cases}) > 1
+    several = _several(cases)
     lines: dict[str, list[dict[str, Any]]] = {}
     for case in cases:
         for entry in case["entries"]:
