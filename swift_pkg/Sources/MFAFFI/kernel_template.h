@@ -72,6 +72,14 @@ MFA_INLINE vf load_vector(const unsigned char *at, int precision)
     }
 }
 
+/* 1 + x * (c[4] + x * (c[3] + ...)) */
+MFA_INLINE vf polynomial(vf x, const float c[5])
+{
+    vf p = v_set1(c[0]);
+    MFA_UNROLL for (int i = 1; i < 5; i++) p = v_fma(p, x, v_set1(c[i]));
+    return v_fma(p, x, v_set1(1.0f));
+}
+
 /*
  * 2^x for x <= 0, relative error below 2^-22; for -infinity 0; NaN stays NaN. The polynomials are
  * minimax in relative error, exact at 0.
@@ -79,25 +87,18 @@ MFA_INLINE vf load_vector(const unsigned char *at, int precision)
 MFA_INLINE vf exp2_vector(vf x)
 {
 #if MFA_SCALES
-    vf fraction = v_fraction(x); /* of [0, 1) */
-    vf p = v_set1(1.867131619234394e-3f);
-    p = v_fma(p, fraction, v_set1(9.017025998584186e-3f));
-    p = v_fma(p, fraction, v_set1(5.579991737572332e-2f));
-    p = v_fma(p, fraction, v_set1(2.401644484232394e-1f));
-    p = v_fma(p, fraction, v_set1(6.931513120384988e-1f));
-    p = v_fma(p, fraction, v_set1(1.0f));
-    return v_scale(p, x);
+    static const float up_to_one[5] = {1.867131619234394e-3f, 9.017025998584186e-3f,
+                                       5.579991737572332e-2f, 2.401644484232394e-1f,
+                                       6.931513120384988e-1f};
+    return v_scale(polynomial(v_fraction(x), up_to_one), x);
 #else
+    static const float around_zero[5] = {1.326472731307149e-3f, 9.671512991189957e-3f,
+                                         5.550733581185341e-2f, 2.4022242426872253e-1f,
+                                         6.931470036506653e-1f};
     const vf magic = v_set1(12583039.0f); /* 1.5 * 2^23 + 127: adding it rounds to an integer */
     x = v_max(v_set1(-127.0f), x);
     vf shifted = v_add(x, magic);
-    vf fraction = v_sub(x, v_sub(shifted, magic)); /* of [-0.5, 0.5] */
-    vf p = v_set1(1.326472731307149e-3f);
-    p = v_fma(p, fraction, v_set1(9.671512991189957e-3f));
-    p = v_fma(p, fraction, v_set1(5.550733581185341e-2f));
-    p = v_fma(p, fraction, v_set1(2.4022242426872253e-1f));
-    p = v_fma(p, fraction, v_set1(6.931470036506653e-1f));
-    p = v_fma(p, fraction, v_set1(1.0f));
+    vf p = polynomial(v_sub(x, v_sub(shifted, magic)), around_zero);
     return v_mul(p, v_exponent(shifted)); /* a product, so that NaN survives */
 #endif
 }

@@ -167,19 +167,21 @@ def _compare(
     attention: Callable[..., mx.array] = qwen_mfa.scaled_dot_product_attention,
 ) -> Rounds:
     contestants = {
-        DIRECT: _repeated(make(problem, mx.fast.scaled_dot_product_attention), number),
-        OURS: _repeated(make(problem, attention), number),
+        DIRECT: make(problem, mx.fast.scaled_dot_product_attention),
+        OURS: make(problem, attention),
     }
-    return _per_call(interleave(contestants, rounds=rounds), number)
+    return interleave(contestants, rounds=rounds, repeats=dict.fromkeys(contestants, number))
 
 
 def _against_kernel(problem: Problem, rounds: int, number: int) -> Rounds:
     kernel, call = dispatch.choose(problem).kernel, draw(problem).call
     contestants = {
-        DIRECT: _repeated(lambda: mx.eval(kernel.run(problem, call)), number),
-        OURS: _repeated(_evaluated(problem, qwen_mfa.scaled_dot_product_attention), number),
+        DIRECT: lambda: mx.eval(kernel.run(problem, call)),
+        OURS: _evaluated(problem, qwen_mfa.scaled_dot_product_attention),
     }
-    return _per_call(interleave(contestants, rounds=rounds, warm_up=3), number)
+    return interleave(
+        contestants, rounds=rounds, warm_up=3, repeats=dict.fromkeys(contestants, number)
+    )
 
 
 def _built(problem: Problem, attention: Callable[..., mx.array]) -> Callable[[], object]:
@@ -207,18 +209,6 @@ def _pipeline(problem: Problem, attention: Callable[..., mx.array]) -> Callable[
         mx.eval(out.transpose(0, 2, 1, 3).reshape(1, tokens, heads * dim) @ last)
 
     return work
-
-
-def _repeated(work: Callable[[], object], number: int) -> Callable[[], None]:
-    def repeated() -> None:
-        for _ in range(number):
-            work()
-
-    return repeated
-
-
-def _per_call(rounds: Rounds, number: int) -> Rounds:
-    return Rounds(times={name: [t / number for t in ts] for name, ts in rounds.times.items()})
 
 
 def _line(what: str, rounds: Rounds) -> Line:

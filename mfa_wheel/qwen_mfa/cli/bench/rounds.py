@@ -98,11 +98,13 @@ def interleave(
     *,
     rounds: int,
     warm_up: int = 1,
+    repeats: Mapping[str, int] | None = None,
     on_round: Callable[[int, Rounds], None] | None = None,
 ) -> Rounds:
     """Return all times of `interleaved`; ``on_round`` is called with each round's number from 1."""
     measured = Rounds(times={name: [] for name in contestants})
-    for number, measured in enumerate(interleaved(contestants, rounds=rounds, warm_up=warm_up), 1):
+    steps = interleaved(contestants, rounds=rounds, warm_up=warm_up, repeats=repeats)
+    for number, measured in enumerate(steps, 1):
         if on_round is not None:
             on_round(number, measured)
     return measured
