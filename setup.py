@@ -8,6 +8,6 @@ from setuptools import setup
 # PEP 517 front ends do not put the project on the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from build_tools.wheel import commands
+from build_tools.wheel.setuptools_commands import commands
 
 setup(cmdclass=commands())

@@ -7,8 +7,8 @@ import importlib
 import sys
 from typing import Protocol, cast
 
-from build_tools.console import say
-from build_tools.errors import BuildToolsError
+from build_tools.support.console import say
+from build_tools.support.errors import BuildToolsError
 
 
 class Command(Protocol):

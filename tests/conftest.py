@@ -33,9 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def fresh_dispatch() -> None:
     """Let no test inherit another's choices or quarantined kernels."""
-    from qwen_mfa import dispatch
+    from qwen_mfa.selection import choose
 
-    dispatch.reset()
+    choose.reset()
 
 
 @pytest.fixture

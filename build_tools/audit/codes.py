@@ -78,7 +78,7 @@ CODES: dict[str, tuple[str, str, str]] = {
     "not-canonical": (
         "note",
         "Entries are not sorted, or their times, modes or compression vary with the machine.",
-        "Pass the wheel through `build_tools.canonical`, which fixes all of them.",
+        "Pass the wheel through `build_tools.wheel.canonical`, which fixes all of them.",
     ),
     # file name, WHEEL, METADATA
     "filename-invalid": (

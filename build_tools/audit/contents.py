@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, cast
 from build_tools.audit.archive import ZIP_ERRORS
 from build_tools.audit.findings import Finding, found
 from build_tools.binaries import elf, macho, pe, signature
-from build_tools.binaries.window import Malformed
+from build_tools.binaries.reader import Malformed
 
 if TYPE_CHECKING:
     import zipfile
     from collections.abc import Iterator
 
     from build_tools.audit.archive import Archive
-    from build_tools.binaries.window import Bytes
+    from build_tools.binaries.reader import Bytes
 
 LARGEST_TEXT = 16 * 1024 * 1024
 HASHES = ("sha256", "sha384", "sha512")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from build_tools.audit.codes import CODES
-from build_tools.errors import BuildToolsError
+from build_tools.support.errors import BuildToolsError
 
 
 class UnreadableWheelError(BuildToolsError):

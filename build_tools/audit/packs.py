@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from build_tools import shaders
 from build_tools.audit.findings import Finding, found
+from build_tools.native import shaders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

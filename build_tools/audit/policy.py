@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from build_tools.audit.codes import CODES
 from build_tools.audit.findings import Finding, Severity, found
-from build_tools.errors import UsageError
+from build_tools.support.errors import UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib

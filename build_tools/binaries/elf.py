@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from build_tools.binaries.elf_symbols import Symbols, read_symbols
-from build_tools.binaries.window import Malformed, Window, whole
+from build_tools.binaries.reader import Malformed, Window, whole
 
 if TYPE_CHECKING:
-    from build_tools.binaries.window import Bytes
+    from build_tools.binaries.reader import Bytes
 
 MAGIC = b"\x7fELF"
 MACHINES = {

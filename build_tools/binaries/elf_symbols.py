@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from build_tools.binaries.exports import LONGEST_NAME, MOST_NAME_BYTES
-from build_tools.binaries.window import Malformed, readable
+from build_tools.binaries.reader import Malformed, readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from build_tools.binaries.window import Window
+    from build_tools.binaries.reader import Window
 
     Locate = Callable[[int, str], Window]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from build_tools.binaries.window import Malformed, readable
+from build_tools.binaries.reader import Malformed, readable
 
 if TYPE_CHECKING:
-    from build_tools.binaries.window import Window
+    from build_tools.binaries.reader import Window
 
 LONGEST_NAME = 65_536
 MOST_NAME_BYTES = 64 * 1024 * 1024

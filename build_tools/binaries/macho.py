@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from build_tools.binaries.exports import LONGEST_NAME, MOST_NAME_BYTES, export_trie
-from build_tools.binaries.window import LONGEST_STRING, Malformed, Window, readable, whole
+from build_tools.binaries.reader import LONGEST_STRING, Malformed, Window, readable, whole
 
 if TYPE_CHECKING:
-    from build_tools.binaries.window import Bytes
+    from build_tools.binaries.reader import Bytes
 
 FAT_MAGIC, FAT_MAGIC_64 = 0xCAFEBABE, 0xCAFEBABF
 THIN: dict[bytes, tuple[Literal["<", ">"], bool]] = {

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from build_tools.binaries.window import Malformed, whole
+from build_tools.binaries.reader import Malformed, whole
 
 if TYPE_CHECKING:
-    from build_tools.binaries.window import Bytes
+    from build_tools.binaries.reader import Bytes
 
 MACHINES = {0x14C: "win32", 0x8664: "win_amd64", 0xAA64: "win_arm64", 0x1C4: "win_arm32"}
 IMAGE_FILE_DLL = 0x2000

@@ -11,11 +11,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from build_tools.binaries.window import Malformed
+from build_tools.binaries.reader import Malformed
 
 if TYPE_CHECKING:
     from build_tools.binaries.macho import Slice
-    from build_tools.binaries.window import Window
+    from build_tools.binaries.reader import Window
 
 SUPERBLOB, CODE_DIRECTORY, CMS = 0xFADE0CC0, 0xFADE0C02, 0xFADE0B01
 SLOT_CODE_DIRECTORY, SLOT_REQUIREMENTS, SLOT_CMS = 0, 2, 0x10000

@@ -13,7 +13,7 @@ from build_tools.audit import policy as policies
 from build_tools.audit.auditor import audit
 from build_tools.audit.findings import UnreadableWheelError
 from build_tools.audit.report import as_dict, show
-from build_tools.console import say, stdout
+from build_tools.support.console import say, stdout
 
 if TYPE_CHECKING:
     import argparse

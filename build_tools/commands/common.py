@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools import lock as locks
-from build_tools import source
+from build_tools.source import fetch
+from build_tools.source import lock as locks
+from build_tools.support import paths
 
 if TYPE_CHECKING:
     import argparse
 
-OVERLAY = source.ROOT / "swift_pkg" / "overlay"
+OVERLAY = paths.ROOT / "swift_pkg" / "overlay"
 
 
 def add_lock(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +21,7 @@ def add_lock(parser: argparse.ArgumentParser) -> None:
         "--lock", type=Path, default=locks.DEFAULT, metavar="FILE", help="default: %(default)s"
     )
     parser.add_argument(
-        "--cache", type=Path, default=source.CACHE, metavar="DIR", help="default: %(default)s"
+        "--cache", type=Path, default=fetch.CACHE, metavar="DIR", help="default: %(default)s"
     )
     add_log(parser)
 
@@ -45,7 +46,7 @@ def add_overlay(parser: argparse.ArgumentParser) -> None:
 
 def log_file(args: argparse.Namespace) -> Path:
     """Return the log file of this run, its folder made; a run starts a new log."""
-    path: Path = args.log or source.ROOT / "build" / "logs" / f"{args.command}.log"
+    path: Path = args.log or paths.ROOT / "build" / "logs" / f"{args.command}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("", encoding="utf-8")
     return path.resolve()

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from build_tools.audit.auditor import audit
 from build_tools.audit.policy import strict
 from build_tools.audit.report import show
-from build_tools.clean_env import CleanEnvironment
 from build_tools.commands import wheel
-from build_tools.console import say, stdout, step
-from build_tools.portable import ROOT
+from build_tools.support.clean_env import CleanEnvironment
+from build_tools.support.console import say, stdout, step
+from build_tools.support.paths import ROOT
 
 if TYPE_CHECKING:
     import argparse

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from build_tools import lock as locks
-from build_tools import remotes, source
 from build_tools.commands import common
-from build_tools.console import stdout
+from build_tools.source import fetch, remotes
+from build_tools.source import lock as locks
+from build_tools.support.console import stdout
 
 if TYPE_CHECKING:
     import argparse
@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch, verify, and print where the tree lies."""
-    found = source.obtain(
+    found = fetch.obtain(
         locks.load(args.lock),
         cache=args.cache,
         log=common.log_file(args),

@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools import lock as locks
-from build_tools import metal, overlay, portable, remotes, source
 from build_tools.commands import common
-from build_tools.console import stdout
-from build_tools.errors import UsageError
+from build_tools.native import metal, portable
+from build_tools.source import lock as locks
+from build_tools.source import overlay, remotes
+from build_tools.support import paths
+from build_tools.support.console import stdout
+from build_tools.support.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -39,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--work",
         type=Path,
-        default=source.ROOT / "build" / "native",
+        default=paths.ROOT / "build" / "native",
         metavar="DIR",
         help="where results are kept; default: %(default)s",
     )

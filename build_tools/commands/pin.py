@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from build_tools import lock as locks
-from build_tools import overlay, pinning, remotes
 from build_tools.commands import common
-from build_tools.console import say, stdout
-from build_tools.errors import UsageError
+from build_tools.source import lock as locks
+from build_tools.source import overlay, pin, remotes
+from build_tools.support.console import say, stdout
+from build_tools.support.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
 
-    from build_tools.lock import Lock
-    from build_tools.pinning import Proposal
+    from build_tools.source.lock import Lock
+    from build_tools.source.pin import Proposal
 
 HELP = "pin a new upstream commit, or check for one"
 NEWER = 3
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     lock = locks.load(args.lock)
     whom = remotes.from_arguments(args)
     log = common.log_file(args)
-    commit = pinning.newest(lock, remotes=whom, log=log, ref=args.ref)
+    commit = pin.newest(lock, remotes=whom, log=log, ref=args.ref)
     if args.check:
         same = commit == lock.upstream.commit
         state = "is our pin" if same else f"is not our pin {lock.upstream.commit}"
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         msg = "--why TEXT is needed: the lock says why this commit and not another"
         raise UsageError(msg)
     repairs = overlay.load(args.overlay)
-    proposal = pinning.propose(
+    proposal = pin.propose(
         lock,
         commit,
         repairs,
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         remotes=whom,
     )
     _show(lock, proposal)
-    pinning.require_fit(proposal, accept=args.accept_changes)
+    pin.require_fit(proposal, accept=args.accept_changes)
     if args.dry_run:
         say("nothing was written (--dry-run)")
         return 0

@@ -9,12 +9,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools.console import say
-from build_tools.errors import BuildToolsError
 from build_tools.release import project, recipients, rehearsal, tables, users
 from build_tools.release.index import Index
 from build_tools.release.rehearsal import Report
 from build_tools.release.users import User
+from build_tools.support import paths
+from build_tools.support.console import say
+from build_tools.support.errors import BuildToolsError
 
 if TYPE_CHECKING:
     import argparse
@@ -33,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Rehearse; exit status 1 when anything did not go as it should."""
     subject = project.load()
-    log = project.ROOT / "build" / "rehearse.log"
+    log = paths.ROOT / "build" / "rehearse.log"
     log.unlink(missing_ok=True)
     pythons = users.pythons()
     fit = {version: path for version, path in pythons.items() if _key(version) >= OLDEST}
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             rows = _rows(report, index, subject.version)
     if rows and not report.failed and not args.no_write:
         text = recipients.document(rows, subject.version)
-        (project.ROOT / recipients.DOCUMENT).write_text(text, encoding="utf-8")
+        (paths.ROOT / recipients.DOCUMENT).write_text(text, encoding="utf-8")
         say(f"wrote {recipients.DOCUMENT}")
     say(f"{len(report.passed)} passed, {len(report.failed)} failed; log: {log}")
     return 1 if report.failed else 0

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools.console import stdout
 from build_tools.release import assemble, project
+from build_tools.support.console import stdout
 
 if TYPE_CHECKING:
     import argparse

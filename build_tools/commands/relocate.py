@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from build_tools.binaries import elf as elf_reader
 from build_tools.binaries import macho as macho_reader
-from build_tools.console import say, stdout
-from build_tools.errors import UsageError
-from build_tools.portable import ROOT
-from build_tools.relocate import elf, macho
-from build_tools.relocate.errors import RelocationError
-from build_tools.relocate.system_tools import confirm_signature
+from build_tools.binaries.relocate import elf, macho
+from build_tools.binaries.relocate.errors import RelocationError
+from build_tools.binaries.relocate.system_tools import confirm_signature
+from build_tools.support.console import say, stdout
+from build_tools.support.errors import UsageError
+from build_tools.support.paths import ROOT
 
 if TYPE_CHECKING:
     import argparse

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
-from build_tools.console import say
-from build_tools.errors import BuildToolsError, UsageError
-from build_tools.process import run as run_process
+from build_tools.support.console import say
+from build_tools.support.errors import BuildToolsError, UsageError
+from build_tools.support.process import run as run_process
 
 if TYPE_CHECKING:
     import argparse

@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools.console import say, stdout
-from build_tools.reproduce import PLAIN, STRANGE, build, toolchains, uncommitted
-from build_tools.reproduce_compare import differences
+from build_tools.reproduce.build import PLAIN, STRANGE, build, toolchains, uncommitted
+from build_tools.reproduce.compare import differences
+from build_tools.support.console import say, stdout
 
 if TYPE_CHECKING:
     import argparse

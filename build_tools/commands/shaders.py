@@ -10,16 +10,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools import kernels, overlay, remotes, shader_compiler, shaders, source, typecheck
-from build_tools import lock as locks
 from build_tools.commands import common
-from build_tools.console import say, stdout, step
-from build_tools.errors import ShaderError
+from build_tools.native import kernels, shader_compiler, shaders, typecheck
+from build_tools.source import fetch, overlay, remotes
+from build_tools.source import lock as locks
+from build_tools.support import paths
+from build_tools.support.console import say, stdout, step
+from build_tools.support.errors import ShaderError
 
 if TYPE_CHECKING:
     import argparse
 
-    from build_tools.kernels import Found
+    from build_tools.native.kernels import Found
 
 HELP = "record, compile and verify the shaders that a wheel carries"
 # As upstream asks, with the math mode that our overlay always says. The functions are the system's
@@ -36,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     common.add_overlay(record)
     remotes.add_arguments(record)
     record.add_argument(
-        "--work", type=Path, default=source.ROOT / "build" / "typecheck", metavar="DIR"
+        "--work", type=Path, default=paths.ROOT / "build" / "typecheck", metavar="DIR"
     )
     pack = actions.add_parser("pack", help="compile a record (a Mac with the Metal toolchain)")
     pack.add_argument("record", type=Path, help="folder that `record` wrote")
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 def _record(args: argparse.Namespace) -> int:
     log = common.log_file(args)
     lock = locks.load(args.lock)
-    tree = source.obtain(lock, cache=args.cache, log=log, remotes=remotes.from_arguments(args))
+    tree = fetch.obtain(lock, cache=args.cache, log=log, remotes=remotes.from_arguments(args))
     repairs = overlay.load(args.overlay)
     library, apple = typecheck.compile_tree(tree, repairs, work=args.work.resolve(), log=log)
     with step("Metal sources for Qwen-Image"):

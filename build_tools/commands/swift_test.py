@@ -6,10 +6,11 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-from build_tools.console import say
-from build_tools.errors import ToolError
-from build_tools.portable import PACKAGE, ROOT
-from build_tools.process import capture
+from build_tools.native.portable import PACKAGE
+from build_tools.support.console import say
+from build_tools.support.errors import ToolError
+from build_tools.support.paths import ROOT
+from build_tools.support.process import capture
 
 if TYPE_CHECKING:
     import argparse

@@ -13,21 +13,24 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from build_tools import files, kernels, overlay, remotes, source, typecheck
-from build_tools import lock as locks
 from build_tools.commands import common
-from build_tools.console import say, stdout, step
-from build_tools.errors import BuildError, SourceError
+from build_tools.native import kernels, typecheck
+from build_tools.source import fetch, overlay, remotes
+from build_tools.source import lock as locks
+from build_tools.support import files, paths
+from build_tools.support.console import say, stdout, step
+from build_tools.support.errors import BuildError, SourceError
+from build_tools.support.paths import ROOT
 
 if TYPE_CHECKING:
     import argparse
 
-    from build_tools.kernels import Claim, Found
+    from build_tools.native.kernels import Claim, Found
 
 HELP = "compile the pinned source and its repairs against stand-in Apple modules"
 APPLE9 = 9
 WIDE = 200
-SOURCES = Path(__file__).parent.parent / "shader_sources.json"
+SOURCES = ROOT / "build_tools" / "native" / "shader_sources.json"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     common.add_overlay(parser)
     remotes.add_arguments(parser)
     parser.add_argument(
-        "--work", type=Path, default=source.ROOT / "build" / "typecheck", metavar="DIR"
+        "--work", type=Path, default=paths.ROOT / "build" / "typecheck", metavar="DIR"
     )
     parser.add_argument(
         "--no-kernels", action="store_true", help="compile only; list no Metal sources"
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     log = common.log_file(args)
     lock = locks.load(args.lock)
     try:
-        tree = source.obtain(lock, cache=args.cache, log=log, remotes=remotes.from_arguments(args))
+        tree = fetch.obtain(lock, cache=args.cache, log=log, remotes=remotes.from_arguments(args))
     except SourceError as error:
         msg = f"there is nothing to compile: {error}"
         raise SourceError(msg) from error

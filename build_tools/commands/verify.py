@@ -10,13 +10,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools import portable
 from build_tools.commands.reproduce import add_isolation
-from build_tools.console import say, stdout
-from build_tools.errors import UsageError
-from build_tools.reproduce import PLAIN, build
-from build_tools.reproduce_compare import differences
-from build_tools.reproduce_verify import find_commit, read_claim
+from build_tools.native import portable
+from build_tools.reproduce.build import PLAIN, build
+from build_tools.reproduce.compare import differences
+from build_tools.reproduce.rebuild import find_commit, read_claim
+from build_tools.support.console import say, stdout
+from build_tools.support.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse

@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools import engines
-from build_tools.console import say, stdout, step
-from build_tools.errors import BuildToolsError
-from build_tools.portable import ROOT
-from build_tools.process import run as run_process
+from build_tools.native import engine
+from build_tools.support.console import say, stdout, step
+from build_tools.support.errors import BuildToolsError
+from build_tools.support.paths import ROOT
+from build_tools.support.process import run as run_process
 
 if TYPE_CHECKING:
     import argparse
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 def build(out: Path = DIST) -> Path:
     """Build one wheel into ``out``, replacing older ones of this project, and return its path."""
     # First, with its own progress and messages; the front end then finds it in the cache.
-    engines.build()
+    engine.build()
     out.mkdir(parents=True, exist_ok=True)
     log = ROOT / "build" / "wheel.log"
     log.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from build_tools.errors import BuildToolsError
+from build_tools.support.errors import BuildToolsError
 
 
 class ReleaseError(BuildToolsError):

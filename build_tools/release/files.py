@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from build_tools import recipe
 from build_tools.audit.auditor import audit
 from build_tools.audit.findings import Severity, UnreadableWheelError
 from build_tools.audit.policy import strict
+from build_tools.wheel import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,7 +153,7 @@ def _manifest(told: dict[str, Any], project: Project) -> Iterator[str]:
     version = told.get("package", {}).get("version")
     if version != project.version:
         yield f"its manifest is of version {version}, the project is {project.version}"
-    if told.get("recipe") != recipe.read(project.root):
+    if told.get("recipe") != fingerprint.read(project.root):
         yield "it was built by other build tools or from another pyproject.toml"
     for name, digest in told.get("sources", {}).items():
         source = project.root / name

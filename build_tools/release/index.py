@@ -21,7 +21,7 @@ from email.parser import BytesHeaderParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-from build_tools.errors import ToolError
+from build_tools.support.errors import ToolError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from packaging.version import InvalidVersion, Version
 
-from build_tools.errors import BuildToolsError
-from build_tools.process import capture
 from build_tools.release import assemble, changelog, files, recipients
 from build_tools.release.project import TAG_PREFIX
+from build_tools.support.errors import BuildToolsError
+from build_tools.support.process import capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable

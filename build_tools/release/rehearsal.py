@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
-from build_tools import canonical, process
-from build_tools.console import say, step
 from build_tools.release import files, project, recipients, standin, users
 from build_tools.release.errors import ReleaseError
+from build_tools.support import process
+from build_tools.support.console import say, step
+from build_tools.wheel import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

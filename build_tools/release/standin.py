@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from build_tools import canonical, portable, process, recipe, sbom
-from build_tools.relocate import macho
+from build_tools.binaries.relocate import macho
+from build_tools.native import portable
+from build_tools.support import process
+from build_tools.wheel import canonical, fingerprint, sbom
 
 if TYPE_CHECKING:
     from build_tools.release.project import Project
@@ -112,7 +114,7 @@ def _manifest(target: Target, library: Path, project: Project) -> dict[str, Any]
         "compiler": f"zig {importlib.metadata.version('ziglang')}",
         "flags": ["-target", target.zig],
         "sources": portable.source_hashes(),
-        "recipe": recipe.read(project.root),
+        "recipe": fingerprint.read(project.root),
         "library": {
             "file": library.name,
             "sha256": hashlib.sha256(content).hexdigest(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from build_tools.console import stdout
+from build_tools.support.console import stdout
 
 WIDE = 160
 

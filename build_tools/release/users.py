@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build_tools.errors import ToolError
 from build_tools.release.recipients import user_variables
+from build_tools.support.errors import ToolError
 
 VERSION = re.compile(r"python(3\.\d+)")
 OURS = ("qwen_mfa", "qwen-mfa")

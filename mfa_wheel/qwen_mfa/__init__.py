@@ -19,8 +19,8 @@ TYPE_CHECKING = False  # as type checkers know it, without the cost of importing
 if TYPE_CHECKING:
     from qwen_mfa.attention import scaled_dot_product_attention
     from qwen_mfa.counters import Stats, stats
-    from qwen_mfa.events import Event, subscribe
-    from qwen_mfa.policy import use
+    from qwen_mfa.selection.override import use
+    from qwen_mfa.telemetry import Event, subscribe
 
     __version__: str
 
@@ -43,12 +43,12 @@ __all__ = [
 
 # Loaded when asked for, so that importing the package costs next to nothing.
 _LAZY = {
-    "Event": "events",
+    "Event": "telemetry",
     "Stats": "counters",
     "scaled_dot_product_attention": "attention",
     "stats": "counters",
-    "subscribe": "events",
-    "use": "policy",
+    "subscribe": "telemetry",
+    "use": "selection.override",
 }
 
 

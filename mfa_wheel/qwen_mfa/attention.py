@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from qwen_mfa import counters, dispatch, events, padding, policy
-from qwen_mfa.eager import differentiable, evaluate
-from qwen_mfa.kernels import Call
+from qwen_mfa import counters, telemetry
 from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.kernels.base import Call
 from qwen_mfa.problem import describe
+from qwen_mfa.selection import choose, override
+from qwen_mfa.transforms import padding
+from qwen_mfa.transforms.autodiff import differentiable, evaluate
 
 if TYPE_CHECKING:
     from qwen_mfa.problem import Problem
@@ -53,8 +55,8 @@ def scaled_dot_product_attention(
     The native kernels compute eagerly: the inputs are evaluated first. Where that is not possible
     (while ``mx.compile`` or ``mx.vmap`` traces, or for lazy inputs of another thread's stream) the
     result is MLX's own operation in the caller's graph. Masks that only hide padded keys are
-    replaced by shorter K and V (see `qwen_mfa.padding`). Under ``mx.grad``, ``mx.vjp`` and
-    ``mx.jvp`` the derivatives are MLX's. One difference: a row whose keys are all hidden by
+    replaced by shorter K and V (see `qwen_mfa.transforms.padding`). Under ``mx.grad``, ``mx.vjp``
+    and ``mx.jvp`` the derivatives are MLX's. One difference: a row whose keys are all hidden by
     ``-inf`` in an additive mask is zeros here where MLX gives NaN.
 
     Source of the semantics: ``mlx/fast.cpp`` of MLX 0.32.
@@ -68,16 +70,16 @@ def scaled_dot_product_attention(
             None if sinks is None else (sinks.shape, sinks.dtype),
             stream,
             mx.default_device().type,
-            policy.current(),
+            override.current(),
         )
         reason = _mlx_because.get(key)
     except (AttributeError, TypeError):  # arguments that MLX rejects
         key = reason = None
     if reason is not None:
         # The steady state where MLX's kernel is chosen: nothing but this look-up is added to it.
-        if events.wanted():
+        if telemetry.wanted():
             problem = describe(q, k, v, mask, sinks)
-            events.emit(events.Event(problem=problem, kernel=reference.name, reason=reason))
+            telemetry.emit(telemetry.Event(problem=problem, kernel=reference.name, reason=reason))
         counters.count(reference.name, reason)
         return mx.fast.scaled_dot_product_attention(
             q, k, v, scale=scale, mask=mask, sinks=sinks, force_fused=force_fused, stream=stream
@@ -91,7 +93,7 @@ def scaled_dot_product_attention(
 # Why MLX computes calls of these shapes, dtypes and so on, whatever the arrays hold.
 _mlx_because: dict[object, str] = {}
 _MOST_KEYS = 4096  # a bound on memory
-dispatch.when_forgotten(_mlx_because.clear)
+choose.when_forgotten(_mlx_because.clear)
 
 
 def _attend(call: Call, key: object = None) -> mx.array:
@@ -101,7 +103,7 @@ def _attend(call: Call, key: object = None) -> mx.array:
     parts = padding.visible_parts(problem, call.mask)
     if parts is not None:
         return _without_padding(parts, problem, call)
-    choice = dispatch.choose(problem, may_measure=lambda: evaluate(call))
+    choice = choose.choose(problem, may_measure=lambda: evaluate(call))
     if choice.kernel is reference:
         if choice.final and key is not None and not isinstance(call.mask, mx.array):
             _remember(key, choice.reason)
@@ -120,24 +122,24 @@ def _remember(key: object, reason: str) -> None:
 
 
 def _by_mlx(problem: Problem | None, call: Call, reason: str) -> mx.array:
-    events.record(problem, reference.name, reason)
+    telemetry.record(problem, reference.name, reason)
     return reference.run(problem, call)
 
 
-def _run(choice: dispatch.Choice, problem: Problem, call: Call) -> mx.array:
+def _run(choice: choose.Choice, problem: Problem, call: Call) -> mx.array:
     start = time.perf_counter()
-    result = dispatch.run(choice.kernel, problem, call)
+    result = choose.run(choice.kernel, problem, call)
     seconds = time.perf_counter() - start
-    failure = dispatch.quarantined().get(choice.kernel.name)
+    failure = choose.quarantined().get(choice.kernel.name)
     if failure is None:
-        events.record(problem, choice.kernel.name, choice.reason, seconds)
+        telemetry.record(problem, choice.kernel.name, choice.reason, seconds)
     else:
-        events.record(problem, reference.name, f"{choice.kernel.name}: {failure}")
+        telemetry.record(problem, reference.name, f"{choice.kernel.name}: {failure}")
     return result
 
 
 def _without_padding(parts: tuple[padding.Part, ...], problem: Problem, call: Call) -> mx.array:
-    events.record(problem, None, "the mask only hides padded keys")
+    telemetry.record(problem, None, "the mask only hides padded keys")
     if problem.mask == "bool":
         return padding.attend(parts, call, _attend)
     # An additive mask may be a variable itself: its gradient needs the masked computation.

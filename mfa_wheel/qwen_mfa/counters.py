@@ -35,7 +35,7 @@ def count(kernel: str | None, reason: str) -> None:
 
 def stats() -> Stats:
     """Return what ran how often in this process. `qwen_mfa.subscribe` tells it call by call."""
-    from qwen_mfa import dispatch  # noqa: PLC0415 - which counts
+    from qwen_mfa.selection import choose  # noqa: PLC0415 - which counts
 
     with _lock:
         reasons = dict(_counts)
@@ -43,7 +43,7 @@ def stats() -> Stats:
     for (kernel, _), number in reasons.items():
         if kernel is not None:
             calls[kernel] = calls.get(kernel, 0) + number
-    return Stats(calls=calls, reasons=reasons, quarantined=dispatch.quarantined())
+    return Stats(calls=calls, reasons=reasons, quarantined=choose.quarantined())
 
 
 def reset() -> None:

@@ -11,21 +11,22 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import qwen_mfa
-from qwen_mfa import advice, candidates, decisions, dispatch, host
-from qwen_mfa.cli import info, selftest_metal
+from qwen_mfa import machine
+from qwen_mfa.cli import advice, info, selftest_metal
 from qwen_mfa.cli.explain import finding_as_json
 from qwen_mfa.cli.table import seconds, table
 from qwen_mfa.errors import BackendError
 from qwen_mfa.kernels.metal import device
 from qwen_mfa.problem import Problem
+from qwen_mfa.selection import candidates, choose, decisions
 
 if TYPE_CHECKING:
     import argparse
 
-    from qwen_mfa.advice import Advice
-    from qwen_mfa.candidates import Finding
-    from qwen_mfa.dispatch import Choice
-    from qwen_mfa.host import Host
+    from qwen_mfa.cli.advice import Advice
+    from qwen_mfa.machine import Host
+    from qwen_mfa.selection.candidates import Finding
+    from qwen_mfa.selection.choose import Choice
 
 HELP = "check this installation and say what would make it faster"
 
@@ -41,7 +42,7 @@ _WIDEST = 60  # of a reason in the table; --json and `explain` have all of it
 class Report:
     """Everything that the command found."""
 
-    host: Host
+    machine: Host
     library: dict[str, Any]
     choices: dict[str, Choice | str]
     cache: dict[str, Any]
@@ -52,7 +53,7 @@ class Report:
     @property
     def status(self) -> int:
         """Return the exit status."""
-        broken = self.library["state"] == "unusable" or not self.host.mlx
+        broken = self.library["state"] == "unusable" or not self.machine.mlx
         broken = broken or any(isinstance(choice, str) for choice in self.choices.values())
         if broken:
             return 2
@@ -80,7 +81,7 @@ def examine(*, forget: bool = False) -> Report:
     if forget:
         kept.store.clear()
     library = info.gather()["library"]
-    here = host.read()
+    here = machine.read()
     choices = {title: _choice(tokens) for title, tokens in IMAGES.items()}
     findings = [
         finding
@@ -91,7 +92,7 @@ def examine(*, forget: bool = False) -> Report:
     kept.store.put("written by doctor", None)  # nothing: it shows whether the file can be written
     names = [kernel.name for kernel in candidates.ALL]
     return Report(
-        host=here,
+        machine=here,
         library=library,
         choices=choices,
         cache={
@@ -126,7 +127,7 @@ def _choice(image_tokens: int) -> Choice | str:
         dtype="bfloat16",
     )
     try:
-        return dispatch.choose(problem)
+        return choose.choose(problem)
     except BackendError as error:  # a forced kernel that cannot run
         return str(error)
 
@@ -137,9 +138,9 @@ def as_json(report: Report) -> dict[str, Any]:
         "status": report.status,
         "qwen-mfa": qwen_mfa.__version__,
         "host": {
-            **asdict(report.host),
-            "gpu_family": report.host.gpu_family,
-            "mlx_has_matrix_kernels": report.host.mlx_has_matrix_kernels,
+            **asdict(report.machine),
+            "gpu_family": report.machine.gpu_family,
+            "mlx_has_matrix_kernels": report.machine.mlx_has_matrix_kernels,
         },
         "library": report.library,
         "shapes": {
@@ -161,7 +162,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 def as_text(report: Report) -> str:
     """Lay the report out on one screen."""
-    here, library = report.host, report.library
+    here, library = report.machine, report.library
     native = [f"{library['state']}: {library.get('reason', '')}"]
     if library["state"] == "ready":
         native = [

@@ -10,14 +10,14 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from qwen_mfa import dispatch
 from qwen_mfa.cli.table import seconds
 from qwen_mfa.problem import PRECISIONS, Problem
-from qwen_mfa.variants import class_of, variant_of
+from qwen_mfa.selection import choose
+from qwen_mfa.validation.variants import class_of, variant_of
 
 if TYPE_CHECKING:
-    from qwen_mfa.candidates import Finding
-    from qwen_mfa.dispatch import Choice
+    from qwen_mfa.selection.candidates import Finding
+    from qwen_mfa.selection.choose import Choice
 
 HELP = "show what runs for one problem, and why"
 MASKS = ("none", "causal", "bool", "additive")
@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Decide and print. Exit status 2 for a problem that cannot be."""
     problem = _problem(args)
-    choice = dispatch.choose(problem)
+    choice = choose.choose(problem)
     if args.json:
         print(json.dumps(as_json(problem, choice), indent=2))
     else:

@@ -9,8 +9,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import qwen_mfa
-from qwen_mfa import library
 from qwen_mfa.errors import LibraryError
+from qwen_mfa.native import library
 
 if TYPE_CHECKING:
     import argparse

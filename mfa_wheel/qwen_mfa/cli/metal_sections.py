@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from qwen_mfa import tuning
 from qwen_mfa.cli.sample import peak_resident
 from qwen_mfa.cli.selftest_metal import answer
 from qwen_mfa.errors import QwenMfaError
-from qwen_mfa.inputs import draw
 from qwen_mfa.kernels import metal
 from qwen_mfa.kernels.metal import shaders
 from qwen_mfa.problem import Problem
-from qwen_mfa.proof import prove
-from qwen_mfa.variants import variant_of
+from qwen_mfa.tuning import measure
+from qwen_mfa.validation.inputs import draw
+from qwen_mfa.validation.validate import prove
+from qwen_mfa.validation.variants import variant_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,7 +117,7 @@ def timing(*, quick: bool) -> dict[str, Any]:
     for tokens in (40,) if quick else TOKENS:
         each = problem(tokens, tokens, dim=16 if quick else 128, heads=2 if quick else 24)
         for kernel in KERNELS:
-            (sample,) = tuning.measure(kernel, (each, each), budget=0.2 if quick else 4.0)
+            (sample,) = measure.measure(kernel, (each, each), budget=0.2 if quick else 4.0)
             rows.append({"kernel": kernel.name, "text": str(sample), **asdict(sample)})
     return {"rows": rows, "failures": []}
 

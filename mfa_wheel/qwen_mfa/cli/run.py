@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_mfa.errors import RunError
-from qwen_mfa.hosts import mflux
+from qwen_mfa.integrations import mflux
+from qwen_mfa.integrations.usage import Usage
 from qwen_mfa.kernels import mlx as reference
-from qwen_mfa.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

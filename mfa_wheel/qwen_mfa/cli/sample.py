@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, cast
 import mlx.core as mx
 
 import qwen_mfa
-from qwen_mfa import candidates
-from qwen_mfa.kernels import Call
 from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.kernels.base import Call
 from qwen_mfa.problem import describe
+from qwen_mfa.selection import candidates
 
 if TYPE_CHECKING:
     from qwen_mfa.problem import Problem

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 
-from qwen_mfa import candidates, dispatch
 from qwen_mfa.cli import info, selftest_metal
 from qwen_mfa.cli.sample import (
     DTYPES,
@@ -33,10 +32,11 @@ from qwen_mfa.cli.sample import (
 from qwen_mfa.cli.table import mebibytes, seconds, table
 from qwen_mfa.kernels import mlx as reference
 from qwen_mfa.problem import describe
-from qwen_mfa.reference import attention_float64
+from qwen_mfa.selection import candidates, choose
+from qwen_mfa.validation.reference import attention_float64
 
 if TYPE_CHECKING:
-    from qwen_mfa.kernels import Kernel
+    from qwen_mfa.kernels.base import Kernel
     from qwen_mfa.problem import Problem
 
 HELP = "check the kernel against float64 and MLX on Qwen-Image's attention"
@@ -110,7 +110,7 @@ def measure(dtype: str, *, masked: bool, image_tokens: int) -> Row:
     call = draw(dtype, masked=masked, image_tokens=image_tokens)
     exact = attention_float64(call)
     problem = cast("Problem", describe(call.q, call.k, call.v, call.mask))
-    chosen = dispatch.choose(problem).kernel
+    chosen = choose.choose(problem).kernel
     native = _native(problem)
     kernel, ours = (chosen, "qwen-mfa") if native is None else (native, native.name)
     with tempfile.TemporaryDirectory(prefix="qwen-mfa-") as folder:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import qwen_mfa
-from qwen_mfa import host
+from qwen_mfa import machine
 from qwen_mfa.cli import info
 from qwen_mfa.kernels.metal import device
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 def gather(*, quick: bool) -> dict[str, Any]:
     """Return the report."""
-    here = host.read()
+    here = machine.read()
     refusal = device.refusal()
     report: dict[str, Any] = {
         "schema": SCHEMA,

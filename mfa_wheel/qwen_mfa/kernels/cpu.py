@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from qwen_mfa import library
-from qwen_mfa._ffi import ffi
-from qwen_mfa.arrays import Borrowed, borrow, fresh, is_head_interleaved
 from qwen_mfa.errors import LibraryError
+from qwen_mfa.native import library
+from qwen_mfa.native.buffers import Borrowed, borrow, fresh, is_head_interleaved
+from qwen_mfa.native.ffi import ffi
 from qwen_mfa.problem import MLX_DTYPES, PRECISIONS
 
 if TYPE_CHECKING:
-    from qwen_mfa.kernels import Call
+    from qwen_mfa.kernels.base import Call
     from qwen_mfa.problem import Problem
 
 name = "cpu"

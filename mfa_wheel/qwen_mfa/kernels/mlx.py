@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 if TYPE_CHECKING:
-    from qwen_mfa.kernels import Call
+    from qwen_mfa.kernels.base import Call
     from qwen_mfa.problem import Problem
 
 name = "mlx"

@@ -28,7 +28,7 @@ import mlx.core as mx
 from qwen_mfa.kernels import mlx as reference
 
 if TYPE_CHECKING:
-    from qwen_mfa.kernels import Call
+    from qwen_mfa.kernels.base import Call
     from qwen_mfa.problem import Problem
 
 name = "mlx-fp16"

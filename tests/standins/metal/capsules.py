@@ -12,8 +12,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from qwen_mfa._ffi import ffi
 from qwen_mfa.kernels.metal.dlpack import METAL, DLTensor
+from qwen_mfa.native.ffi import ffi
 
 _PAGE = 4096
 _KINDS = {mx.float32: (2, 32), mx.float16: (2, 16), mx.bfloat16: (4, 16), mx.bool_: (6, 8)}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
-    from qwen_mfa.kernels import Call
+    from qwen_mfa.kernels.base import Call
 
 HELP = "measure attention for Qwen-Image's shapes or any other"
 AGAIN = "mlx, again"

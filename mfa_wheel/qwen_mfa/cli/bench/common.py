@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen_mfa import library, store
 from qwen_mfa.cli.bench import plot, records
 from qwen_mfa.errors import LibraryError
+from qwen_mfa.native import library
+from qwen_mfa.selection import store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

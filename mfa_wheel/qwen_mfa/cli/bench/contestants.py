@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from qwen_mfa import candidates, padding
 from qwen_mfa.cli.bench import peers
 from qwen_mfa.cli.bench.shapes import Shape, draw
 from qwen_mfa.kernels import mlx as reference
 from qwen_mfa.problem import describe
+from qwen_mfa.selection import candidates
+from qwen_mfa.transforms import padding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qwen_mfa.kernels import Call
+    from qwen_mfa.kernels.base import Call
 
 # Computes the same call with padded keys dropped instead of masked.
 REMOVED = " (padding removed)"

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 import qwen_mfa
-from qwen_mfa import dispatch
 from qwen_mfa.cli.bench.common import Progress, count
 from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleave
 from qwen_mfa.cli.table import markdown, table
-from qwen_mfa.inputs import draw
 from qwen_mfa.problem import Problem
+from qwen_mfa.selection import choose
+from qwen_mfa.validation.inputs import draw
 
 if TYPE_CHECKING:
     import argparse
@@ -140,7 +140,7 @@ def calls(rounds: int) -> Iterator[Line]:
         yield _line("large call, evaluated", _compare(large, rounds, 1, _evaluated))
         yield _line("large pipeline", _compare(large, rounds, 1, _pipeline))
     for problem, number in ((_problem(24, 64, 128), 20), (_problem(24, 512, 128), 1)):
-        choice = dispatch.choose(problem)
+        choice = choose.choose(problem)
         if choice.kernel.name != DIRECT:
             what = f"kernel {choice.kernel.name} itself, {problem.seq_q} tokens"
             yield _line(what, _against_kernel(problem, rounds, number))
@@ -174,7 +174,7 @@ def _compare(
 
 
 def _against_kernel(problem: Problem, rounds: int, number: int) -> Rounds:
-    kernel, call = dispatch.choose(problem).kernel, draw(problem).call
+    kernel, call = choose.choose(problem).kernel, draw(problem).call
     contestants = {
         DIRECT: lambda: mx.eval(kernel.run(problem, call)),
         OURS: _evaluated(problem, qwen_mfa.scaled_dot_product_attention),

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from qwen_mfa import padding
 from qwen_mfa.attention import scaled_dot_product_attention
 from qwen_mfa.cli.bench.common import Progress
 from qwen_mfa.cli.bench.rounds import Spread, interleave
 from qwen_mfa.cli.sample import DTYPES
 from qwen_mfa.cli.table import seconds, table
-from qwen_mfa.kernels import Call
 from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.kernels.base import Call
 from qwen_mfa.problem import describe
+from qwen_mfa.transforms import padding
 
 if TYPE_CHECKING:
     import argparse

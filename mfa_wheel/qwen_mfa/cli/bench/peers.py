@@ -15,7 +15,7 @@ import mlx.core as mx
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qwen_mfa.kernels import Call
+    from qwen_mfa.kernels.base import Call
 
 OPSET = 21  # of ONNX, for the one operator around the contributed one
 

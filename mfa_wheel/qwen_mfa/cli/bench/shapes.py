@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from qwen_mfa.cli.sample import DTYPES, PADDED, TEXT_TOKENS
-from qwen_mfa.kernels import Call
+from qwen_mfa.kernels.base import Call
 
 MASKS = ("none", "padding", "causal")
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 import qwen_mfa
-from qwen_mfa import dispatch
 from qwen_mfa.cli import info
 from qwen_mfa.cli.bench import footprint, shapes
 from qwen_mfa.cli.bench.common import Progress, add_outputs, collect, count, machine_peak
@@ -24,9 +23,10 @@ from qwen_mfa.cli.bench.records import Case, Entry, Report
 from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleaved
 from qwen_mfa.cli.sample import DTYPES, TEXT_TOKENS
 from qwen_mfa.cli.table import seconds
-from qwen_mfa.policy import use
 from qwen_mfa.problem import describe
 from qwen_mfa.qwen_image import TransformerBlock, rope_tables
+from qwen_mfa.selection import choose
+from qwen_mfa.selection.override import use
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -125,7 +125,7 @@ def measure(
         msg = "the step's attention cannot be described"
         raise AssertionError(msg)
     progress(0, "choosing a kernel")
-    kernel = dispatch.choose(problem).kernel.name
+    kernel = choose.choose(problem).kernel.name
     progress(0, "drawing weights")
     step = _step(size, blocks=blocks, dtype=args.dtype)
 

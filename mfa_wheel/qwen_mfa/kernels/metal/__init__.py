@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from qwen_mfa.kernels import Call
+    from qwen_mfa.kernels.base import Call
     from qwen_mfa.problem import Problem
 
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from qwen_mfa import library
 from qwen_mfa.errors import LibraryError
 from qwen_mfa.kernels.metal import dlpack, system
+from qwen_mfa.native import library
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qwen_mfa.host import Host
+    from qwen_mfa.machine import Host
 
 OLDEST_MACOS = (15, 0)
 OLDEST_MLX = (0, 32)

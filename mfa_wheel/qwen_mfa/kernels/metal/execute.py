@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from qwen_mfa import library
-from qwen_mfa._ffi import ffi
-from qwen_mfa.arrays import fresh
 from qwen_mfa.errors import MetalError, NativeError
 from qwen_mfa.kernels import mlx as reference
 from qwen_mfa.kernels.metal import device, dlpack, masks, shaders
 from qwen_mfa.kernels.metal.limits import PRECISIONS
+from qwen_mfa.native import library
+from qwen_mfa.native.buffers import fresh
+from qwen_mfa.native.ffi import ffi
 
 if TYPE_CHECKING:
-    from qwen_mfa.kernels import Call
+    from qwen_mfa.kernels.base import Call
     from qwen_mfa.problem import Problem
 
 # The softmax scale is part of the generated source: each new one costs a compilation for ever.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 if TYPE_CHECKING:
-    from qwen_mfa.kernels import Call
+    from qwen_mfa.kernels.base import Call
 
 # In units of the scaled score: a hidden key would have to score 60000 above the best visible one
 # to matter, and half a unit in its last place (2^-9) is far below one.

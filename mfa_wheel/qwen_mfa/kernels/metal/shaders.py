@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from qwen_mfa import library
+from qwen_mfa.native import library
 
 PLACES = {
     "pack": "the wheel's shader pack",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qwen_mfa.host import SYSTEM as SYSTEM  # noqa: PLC0414 - re-exported
-from qwen_mfa.host import sysctl as sysctl  # noqa: PLC0414
+from qwen_mfa.machine import SYSTEM as SYSTEM  # noqa: PLC0414 - re-exported
+from qwen_mfa.machine import sysctl as sysctl  # noqa: PLC0414
 
 
 def why_not_macos() -> str | None:

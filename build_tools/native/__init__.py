@@ -1,0 +1,1 @@
+"""The native libraries, portable and Metal, and what their builds are checked with."""

@@ -1,0 +1,122 @@
+"""Which native library a wheel embeds, and everything that goes beside it.
+
+``QWEN_MFA_ENGINE`` chooses: ``metal`` (the pinned upstream source with our repairs; macOS),
+``portable`` (this repository's own C code) or ``auto``: metal on a Mac that can build it, portable
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from build_tools.native import portable
+from build_tools.support import paths
+from build_tools.support.console import say
+from build_tools.support.errors import ToolchainError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from build_tools.native.metal import Built as MetalBuilt
+
+ENGINE = "QWEN_MFA_ENGINE"
+CHOICES = ("auto", "metal", "portable")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Native:
+    """What a wheel embeds.
+
+    Attributes:
+        library: The library's file.
+        files: Every file to embed, the library included, by its path inside ``_native``.
+        facts: What the wheel's manifest says of the library and how it came to be.
+
+    """
+
+    library: Path
+    files: dict[str, Path]
+    facts: dict[str, Any]
+
+
+def build(environ: Mapping[str, str] = os.environ) -> Native | None:
+    """Build the library that ``environ`` asks for, or take it from a cache.
+
+    Returns:
+        ``None`` for a wheel without a library: no toolchain, or ``QWEN_MFA_NATIVE=none``.
+
+    Raises:
+        UsageError: The variable has an unknown value.
+        BuildToolsError: The build failed, or what is insisted on cannot be built here.
+
+    """
+    choice = environ.get(ENGINE, "auto")
+    if choice not in CHOICES:
+        msg = f"{ENGINE}={choice!r} is not one of {', '.join(CHOICES)}"
+        raise UsageError(msg)
+    # An explicit toolchain is one for the portable engine, or for no library at all.
+    wants_metal = portable.SYSTEM == "darwin" and portable.CHOICE not in environ
+    if choice == "metal" or (choice == "auto" and wants_metal):
+        try:
+            return from_metal(_build_metal())
+        except ToolchainError as error:
+            if choice == "metal":
+                raise
+            say(f"Not building the Metal library: {error}")
+            say("Building the portable engine instead; on a Mac with a GPU, MLX will compute.")
+    built = portable.build()
+    return None if built is None else from_portable(built)
+
+
+def from_portable(built: portable.Built) -> Native:
+    """Describe a portable library."""
+    return Native(
+        library=built.library,
+        files={built.library.name: built.library},
+        facts={
+            "engine": "portable",
+            "built_by": built.built_by,
+            "compiler": built.compiler,
+            "flags": built.flags,
+            "sources": built.sources,
+            "library": _library(built.library, built.sha256),
+        },
+    )
+
+
+def from_metal(built: MetalBuilt) -> Native:
+    """Describe a Metal library: its resources, shader packs and licences go with it."""
+    told = built.manifest
+    # The runtime reads the wheel's own manifest, which takes the place of the build's.
+    kept = ("engine", "built_by", "flags", "pin", "overlay", "toolchain", "environment")
+    return Native(
+        library=built.library,
+        files={name: built.folder / name for name in told["files"]},
+        facts={
+            **{name: told[name] for name in (*kept, "shader_packs")},
+            "compiler": ", ".join(f"{k} {v}" for k, v in told["toolchain"].items()),
+            "library": _library(built.library, told["library"]["sha256"]),
+        },
+    )
+
+
+def _library(path: Path, sha256: str) -> dict[str, Any]:
+    return {"file": path.name, "sha256": sha256, "size": path.stat().st_size}
+
+
+def _build_metal() -> MetalBuilt:
+    # Imported here: what they need is not there where wheels are built for Linux.
+    from build_tools.commands.common import OVERLAY  # noqa: PLC0415
+    from build_tools.native import metal  # noqa: PLC0415
+    from build_tools.source import fetch, lock, overlay, remotes  # noqa: PLC0415
+
+    work = paths.ROOT / "build" / "native"
+    log = paths.ROOT / "build" / "logs" / "native.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    request = metal.Request(
+        lock=lock.load(), repairs=overlay.load(OVERLAY), cache=fetch.CACHE, work=work
+    )
+    return metal.build(request, log=log, remotes=remotes.from_environment())

@@ -1,0 +1,1 @@
+"""Build twice and compare; rebuild from a manifest."""

@@ -1,0 +1,199 @@
+"""Two wheels side by side: identical, or an account of what differs down to section and field."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import json
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+from build_tools.audit.archive import ZIP_ERRORS
+from build_tools.binaries import elf, macho
+from build_tools.binaries.reader import Malformed
+from build_tools.support.errors import BuildToolsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MOST_LINES = 20
+LARGEST_TEXT = 1024 * 1024
+
+
+class CompareError(BuildToolsError):
+    """One of the files is no wheel that can be compared."""
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """Return what differs between two wheels, one line each; empty when the bytes are the same.
+
+    Raises:
+        CompareError: One of them cannot be read.
+
+    """
+    try:
+        if first.read_bytes() == second.read_bytes():
+            return []
+        with zipfile.ZipFile(first) as one, zipfile.ZipFile(second) as other:
+            found = list(_wheels(one, other))
+    except ZIP_ERRORS as error:
+        msg = f"{first.name} and {second.name} cannot be compared: {error}"
+        raise CompareError(msg) from error
+    if first.name != second.name:
+        found.insert(0, f"file name: {first.name} | {second.name}")
+    return found or ["the files are the same, but the zip streams differ (another zlib, perhaps)"]
+
+
+def _wheels(one: zipfile.ZipFile, other: zipfile.ZipFile) -> Iterator[str]:
+    here = {info.filename: info for info in one.infolist()}
+    there = {info.filename: info for info in other.infolist()}
+    for name in sorted(here.keys() - there.keys()):
+        yield f"{name}: only in the first"
+    for name in sorted(there.keys() - here.keys()):
+        yield f"{name}: only in the second"
+    if list(here) != list(there) and here.keys() == there.keys():
+        yield "the entries come in another order"
+    for name in sorted(here.keys() & there.keys()):
+        yield from _entries(here[name], there[name])
+        first, second = one.read(name), other.read(name)
+        if first != second:
+            yield from _files(name, first, second)
+
+
+def _entries(one: zipfile.ZipInfo, other: zipfile.ZipInfo) -> Iterator[str]:
+    for field in ("date_time", "external_attr", "create_system", "compress_type", "extra"):
+        first, second = getattr(one, field), getattr(other, field)
+        if first != second:
+            if field == "external_attr":
+                first, second = oct(first >> 16), oct(second >> 16)
+            yield f"{one.filename}: zip field {field}: {first} | {second}"
+
+
+def _files(name: str, first: bytes, second: bytes) -> Iterator[str]:
+    if elf.is_elf(first) and elf.is_elf(second):
+        yield from _elves(name, first, second)
+    elif macho.is_macho(first[:8]) and macho.is_macho(second[:8]):
+        yield from _machos(name, first, second)
+    elif name.endswith(".json"):
+        yield from _documents(name, first, second)
+    else:
+        yield from _texts(name, first, second)
+
+
+def _documents(name: str, first: bytes, second: bytes) -> Iterator[str]:
+    try:
+        yield from _fields(name, json.loads(first), json.loads(second))
+    except (ValueError, RecursionError):
+        yield from _texts(name, first, second)
+
+
+def _fields(place: str, first: Any, second: Any) -> Iterator[str]:
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in sorted(first.keys() | second.keys()):
+            missing = object()
+            one, other = first.get(key, missing), second.get(key, missing)
+            if one is missing or other is missing:
+                yield f"{place}: {key}: only in the {'second' if one is missing else 'first'}"
+            else:
+                yield from _fields(f"{place}: {key}", one, other)
+    elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        for index, (one, other) in enumerate(zip(first, second, strict=True)):
+            yield from _fields(f"{place}[{index}]", one, other)
+    elif first != second:
+        yield f"{place}: {first!r} | {second!r}"
+
+
+def _texts(name: str, first: bytes, second: bytes) -> Iterator[str]:
+    try:
+        one, other = (side.decode("utf-8").splitlines() for side in (first, second))
+    except UnicodeError:
+        one, other = [], []
+    if not one or not other or max(len(first), len(second)) > LARGEST_TEXT:
+        yield f"{name}: {_bytes(first, second)}"
+        return
+    lines = difflib.unified_diff(one, other, n=0, lineterm="")
+    for number, line in enumerate(line for line in lines if not line.startswith(("---", "+++"))):
+        if number == MOST_LINES:
+            yield f"{name}: and more"
+            return
+        yield f"{name}: {line}"
+
+
+def _bytes(first: bytes, second: bytes) -> str:
+    if len(first) != len(second):
+        return f"{len(first)} bytes | {len(second)} bytes"
+    places = [
+        index for index, pair in enumerate(zip(first, second, strict=True)) if pair[0] != pair[1]
+    ]
+    return f"{len(places)} of {len(first)} bytes differ, the first at {places[0]:#x}"
+
+
+def _elves(name: str, first: bytes, second: bytes) -> Iterator[str]:
+    try:
+        one, other = _sections(first), _sections(second)
+    except (ELFError, ValueError, KeyError) as error:
+        yield f"{name}: {_bytes(first, second)} (sections cannot be read: {error})"
+        return
+    for section in sorted(one.keys() | other.keys()):
+        if section not in one or section not in other:
+            side = "first" if section in one else "second"
+            yield f"{name}: section {section}: only in the {side}"
+        elif one[section] != other[section]:
+            yield f"{name}: section {section}: {_bytes(one[section], other[section])}"
+            yield from _strings(f"{name}: section {section}", one[section], other[section])
+    if one == other:
+        yield f"{name}: the sections are the same, their headers or places differ"
+
+
+def _sections(data: bytes) -> dict[str, bytes]:
+    return {
+        section.name or "(none)": section.data()
+        for section in ELFFile(io.BytesIO(data)).iter_sections()
+        if section["sh_type"] not in {"SHT_NULL", "SHT_NOBITS"}
+    }
+
+
+def _machos(name: str, first: bytes, second: bytes) -> Iterator[str]:
+    try:
+        one, other = macho.read(first), macho.read(second)
+    except Malformed as error:
+        yield f"{name}: {_bytes(first, second)} (not sound: {error})"
+        return
+    if len(one) != len(other):
+        yield f"{name}: {len(one)} | {len(other)} architectures"
+        return
+    for here, there in zip(one, other, strict=True):
+        place = f"{name}: {here.architecture}"
+        for field in ("install_name", "dependencies", "rpaths", "minimum_os", "segments"):
+            if getattr(here, field) != getattr(there, field):
+                yield f"{place}: {field}: {getattr(here, field)} | {getattr(there, field)}"
+        yield from _segments(place, here, there)
+
+
+def _segments(place: str, here: macho.Slice, there: macho.Slice) -> Iterator[str]:
+    for one in here.segments:
+        other = there.segment(one.name)
+        if other is None:
+            continue
+        first = here.window.take(one.file_offset, one.file_size, "a segment")
+        second = there.window.take(other.file_offset, other.file_size, "a segment")
+        if first != second:
+            yield f"{place}: segment {one.name}: {_bytes(first, second)}"
+            yield from _strings(f"{place}: segment {one.name}", first, second)
+
+
+def _strings(place: str, first: bytes, second: bytes) -> Iterator[str]:
+    """Show the printable strings that only one side has: paths, times, names."""
+    one, other = _printable(first), _printable(second)
+    shown = sorted(one ^ other)[:5]
+    for text in shown:
+        yield f"{place}: only in the {'first' if text in one else 'second'}: {text!r}"
+
+
+def _printable(data: bytes) -> set[str]:
+    words = "".join(chr(byte) if 32 <= byte < 127 else "\n" for byte in data[: 4 * LARGEST_TEXT])
+    return {word for word in words.split("\n") if len(word) >= 8}

@@ -1,0 +1,1 @@
+"""The pinned upstream source: lock, fetch, overlay, new pins."""

@@ -1,0 +1,188 @@
+"""Where a pinned repository can be had: its own URL, and mirrors; with retries and backoff."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from build_tools.support.console import say
+from build_tools.support.errors import BuildToolsError, SourceError, ToolError, UsageError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+MIRROR_VARIABLE = "QWEN_MFA_MIRROR"
+OFFLINE_VARIABLE = "QWEN_MFA_OFFLINE"
+# The server answered, and the answer will not change: asking again is of no use.
+FINAL = ("not our ref", "unadvertised object", "couldn't find remote ref", "does not appear to be")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remotes:
+    """Whom to ask, how often, how long."""
+
+    mirror: str | None = None
+    offline: bool = False
+    attempts: int = 3
+    backoff: float = 2.0
+    timeout: float = 600.0
+
+    def urls(self, url: str) -> list[str]:
+        """Return the addresses of the repository ``url``, in the order in which they are asked.
+
+        A mirror that is a folder comes first: it costs nothing, and the tree hash decides anyway.
+        A mirror that is a URL comes last.
+        """
+        own = [] if self.offline else [url]
+        if self.mirror is None:
+            return own
+        if urlsplit(self.mirror).scheme:
+            owner, name = _names(url)
+            tail = f"{owner}/{name}.git" if owner else f"{name}.git"
+            return [*own, f"{self.mirror.rstrip('/')}/{tail}"]
+        found = find_in_folder(Path(self.mirror), url)
+        return ([] if found is None else [found.resolve().as_uri()]) + own
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--mirror`` and ``--offline``."""
+    parser.add_argument(
+        "--mirror",
+        default=os.environ.get(MIRROR_VARIABLE) or None,
+        metavar="DIR|URL",
+        help="folder or URL that holds copies of the repositories, as <owner>/<name>.git, "
+        f"<name>.git or (folders) <owner>+<name>/repo; default: ${MIRROR_VARIABLE}",
+    )
+    parser.add_argument(
+        "--offline",
+        action="store_true",
+        default=os.environ.get(OFFLINE_VARIABLE, "") not in ("", "0"),
+        help=f"ask the mirror only; default: on when ${OFFLINE_VARIABLE} is set",
+    )
+
+
+def from_environment() -> Remotes:
+    """Build `Remotes` from the environment variables alone; raise as `from_arguments` does."""
+    return _checked(
+        os.environ.get(MIRROR_VARIABLE) or None,
+        offline=os.environ.get(OFFLINE_VARIABLE, "") not in ("", "0"),
+    )
+
+
+def from_arguments(args: argparse.Namespace) -> Remotes:
+    """Build `Remotes` from the parsed arguments.
+
+    Raises:
+        UsageError: ``--offline`` without a mirror, or a mirror folder that does not exist.
+
+    """
+    return _checked(args.mirror, offline=args.offline)
+
+
+def _checked(mirror: str | None, *, offline: bool) -> Remotes:
+    if mirror is None and offline:
+        msg = f"--offline needs a mirror: give --mirror DIR or set {MIRROR_VARIABLE}"
+        raise UsageError(msg)
+    if mirror is not None and not urlsplit(mirror).scheme and not Path(mirror).is_dir():
+        msg = f"the mirror {mirror} is not a folder; give an existing folder or a URL"
+        raise UsageError(msg)
+    return Remotes(mirror=mirror, offline=offline)
+
+
+def find_in_folder(folder: Path, url: str) -> Path | None:
+    """Return the repository for ``url`` inside the mirror ``folder``, or None."""
+    owner, name = _names(url)
+    forms = [f"{name}.git", name]
+    if owner:
+        forms = [f"{owner}/{name}.git", f"{owner}/{name}", f"{owner}+{name}/repo", *forms]
+    for form in forms:
+        path = folder / form
+        if (path / "HEAD").is_file() or (path / ".git").exists():
+            return path
+    return None
+
+
+def same_repository(one: str, other: str) -> bool:
+    """Whether two URLs name one repository, give or take ``.git`` and a trailing slash."""
+
+    def plain(url: str) -> tuple[str, str, str]:
+        parts = urlsplit(url)
+        return parts.scheme.lower(), parts.netloc.lower(), _without_suffix(parts.path)
+
+    return plain(one) == plain(other)
+
+
+def ask(remotes: Remotes, url: str, request: Callable[[str], None], *, what: str) -> str:
+    """Call ``request`` with each address of ``url`` until one succeeds, and return that address.
+
+    Raises:
+        SourceError: None did; the message lists every address and its last failure.
+
+    """
+    failures: list[str] = []
+    for address in remotes.urls(url):
+        reason = _try(remotes, address, request, what=what)
+        if reason is None:
+            return address
+        failures.append(f"  {address}: {reason}")
+    if not failures:
+        msg = f"{what}: {url} is not in the mirror {remotes.mirror} and --offline is set"
+        raise SourceError(msg)
+    tried = "\n".join(failures)
+    msg = (
+        f"{what} could not be had:\n{tried}\n"
+        f"Check the network, or give --mirror DIR|URL (or {MIRROR_VARIABLE}) with a copy of it."
+    )
+    raise SourceError(msg)
+
+
+def _try(
+    remotes: Remotes, address: str, request: Callable[[str], None], *, what: str
+) -> str | None:
+    """Ask one address until it answers; return None, or why it was given up."""
+    attempt = 1
+    while True:
+        reason = _failure(address, request)
+        if reason is None:
+            return None
+        if attempt == remotes.attempts or any(word in reason for word in FINAL):
+            say(f"{what}: {address} gave up: {reason}")
+            return reason
+        pause = remotes.backoff * 2 ** (attempt - 1)
+        say(f"{what}: {address} failed ({reason}); again in {pause:g} s")
+        time.sleep(pause)
+        attempt += 1
+
+
+def _failure(address: str, request: Callable[[str], None]) -> str | None:
+    try:
+        request(address)
+    except (ToolError, SourceError) as error:
+        return _reason(error)
+    return None
+
+
+def _reason(error: BuildToolsError) -> str:
+    """Return the line of git's output that says most."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if line.startswith(("fatal:", "error:", "remote error:"))]
+    if any("ran longer than" in line for line in lines):
+        return next(line for line in lines if "ran longer than" in line)
+    return "; ".join(telling[-2:]) or lines[0]
+
+
+def _names(url: str) -> tuple[str, str]:
+    parts = [part for part in _without_suffix(urlsplit(url).path).split("/") if part]
+    if not parts:
+        msg = f"the URL {url} names no repository"
+        raise SourceError(msg)
+    return (parts[-2] if len(parts) > 1 else "", parts[-1])
+
+
+def _without_suffix(path: str) -> str:
+    return path.rstrip("/").removesuffix(".git")

@@ -1,0 +1,1 @@
+"""What every part uses: console, processes, files, errors."""

@@ -1,0 +1,1 @@
+"""The wheel: setuptools' commands, canonical bytes, SBOM."""

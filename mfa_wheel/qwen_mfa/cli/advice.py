@@ -1,0 +1,129 @@
+"""What would make this machine faster: at most three things, in order of gain."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qwen_mfa.selection import override
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from qwen_mfa.machine import Host
+    from qwen_mfa.selection.candidates import Finding
+
+MOST = 3
+THREADS = "QWEN_MFA_NUM_THREADS"
+_M5 = 17
+_NATIVE_MACOS = (15, 0)
+_NAX_MACOS = (26, 2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Advice:
+    """One thing to do.
+
+    Attributes:
+        weight: Expected gain, to put several in order; a rough factor on attention's speed.
+        text: What to do, and why.
+
+    """
+
+    weight: float
+    text: str
+
+
+def give(
+    host: Host, library_state: str, library_reason: str, findings: Sequence[Finding]
+) -> list[Advice]:
+    """Return what is worth doing, the greatest gain first.
+
+    Args:
+        host: The machine.
+        library_state: ``"ready"``, ``"none"`` (an MLX-only wheel) or ``"unusable"``.
+        library_reason: Why it is not ready.
+        findings: On the candidates, for Qwen-Image's shapes.
+
+    """
+    found = [
+        *_about_the_library(library_state, library_reason),
+        *_about_settings(host),
+        *_about_mlx(host),
+        *_about_kernels(findings),
+    ]
+    return sorted(found, key=lambda advice: -advice.weight)[:MOST]
+
+
+def _about_the_library(state: str, reason: str) -> Iterator[Advice]:
+    if state == "unusable":
+        yield Advice(weight=10, text=f"Repair the library. {reason}")
+    elif state == "none":
+        yield Advice(
+            weight=4,
+            text="Install a wheel with a native library for this platform: this is the MLX-only "
+            "wheel, which pip falls back to when pip or the system is too old "
+            "(python -m pip install --upgrade pip, then reinstall qwen-mfa)",
+        )
+
+
+def _about_settings(host: Host) -> Iterator[Advice]:
+    backend = os.environ.get(override.VARIABLE, "")
+    if backend not in ("", "auto"):
+        yield Advice(
+            weight=6,
+            text=f"Unset {override.VARIABLE}={backend}: it overrides what was measured to be "
+            "fastest",
+        )
+    if os.environ.get("QWEN_MFA_TUNE") == "0":
+        yield Advice(
+            weight=5, text="Unset QWEN_MFA_TUNE=0: nothing new is proved or measured with it"
+        )
+    threads = os.environ.get(THREADS, "")
+    if threads.isdigit() and int(threads) < host.cpus and host.cpus > 1:
+        yield Advice(
+            weight=host.cpus / max(1, int(threads)) / 2,
+            text=f"Unset {THREADS}={threads}: there are {host.cpus} processors",
+        )
+
+
+def _about_mlx(host: Host) -> Iterator[Advice]:
+    if host.system == "Linux" and not host.backends:
+        yield Advice(
+            weight=8,
+            text="Install a backend of MLX: pip install 'mlx[cpu]', or 'mlx[cuda12]' or "
+            "'mlx[cuda13]' for an NVIDIA GPU",
+        )
+    if host.system != "macOS":
+        return
+    if host.release_numbers < _NATIVE_MACOS:
+        yield Advice(
+            weight=3, text="Update to macOS 15 or later: the native Metal library needs it"
+        )
+    if host.apple_generation >= _M5 and not host.mlx_has_matrix_kernels:
+        if host.release_numbers < _NAX_MACOS:
+            text = (
+                "Update to macOS 26.2 or later, and reinstall mlx: then MLX uses this chip's "
+                "matrix units"
+            )
+        else:
+            text = (
+                "Reinstall MLX's build for macOS 26, which uses this chip's matrix units: "
+                "python -m pip install --upgrade pip, then "
+                "python -m pip install --force-reinstall mlx mlx-metal"
+            )
+        yield Advice(weight=3.5, text=text)
+
+
+def _about_kernels(findings: Sequence[Finding]) -> Iterator[Advice]:
+    for name in dict.fromkeys(finding.kernel.name for finding in findings):
+        for finding in findings:
+            verdict = finding.verdict
+            if finding.kernel.name == name and verdict is not None and not verdict.ok:
+                yield Advice(
+                    weight=2,
+                    text=f"Report that kernel {name} is wrong on this machine (it is not used): "
+                    f"{verdict.reason}",
+                )
+                break

@@ -1,0 +1,244 @@
+"""Switching the integration on and off: one lock, one state, all or nothing."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from qwen_mfa.errors import HostError
+from qwen_mfa.integrations import patching
+from qwen_mfa.integrations.imports import Hook
+from qwen_mfa.integrations.mflux import guard
+from qwen_mfa.integrations.mflux.modules import MODULES
+from qwen_mfa.integrations.mflux.steps import POLICIES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import ModuleType
+
+logger = logging.getLogger("qwen_mfa")
+
+DEFAULT_MODELS = ("qwen", "qwen21")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What the integration does at this moment.
+
+    Attributes:
+        enabled: Whether it is on.
+        version: mflux's version, or ``None`` while the integration is off.
+        models: The models asked for.
+        bound: Attributes that are replaced, as ``module:attribute``.
+        waiting: Attributes of modules that are not imported yet.
+        refused: Attributes that were left alone when their module was imported, with the reason.
+
+    """
+
+    enabled: bool
+    version: str | None = None
+    models: tuple[str, ...] = ()
+    bound: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+class _Integration:
+    """One enabled integration. Its methods are called with the lock held."""
+
+    def __init__(
+        self, version: str, options: tuple[tuple[str, ...], str], all_seams: list[patching.Seam]
+    ) -> None:
+        self.version = version
+        self.options = options
+        self.waiting = list(all_seams)
+        self.bindings: list[patching.Binding] = []
+        self.refused: dict[str, str] = {}
+        self.hook = Hook({seam.module for seam in all_seams}, _on_imported)
+
+    def bind_imported(self, just: str | None = None) -> None:
+        """Replace the waiting seams of all modules that are imported: all of them, or none.
+
+        Modules whose import is under way wait until it is complete, which the hook tells; ``just``
+        names the one whose code has run this moment.
+        """
+        loaded = {
+            seam.module: sys.modules[seam.module]
+            for seam in self.waiting
+            if seam.module in sys.modules
+        }
+        ready = [
+            seam
+            for seam in self.waiting
+            if seam.module in loaded
+            and (seam.module == just or not patching.is_being_imported(loaded[seam.module]))
+        ]
+        bindings = [patching.prepare(seam, loaded[seam.module]) for seam in ready]
+        patching.apply(bindings)
+        self.bindings += bindings
+        self.waiting = [seam for seam in self.waiting if seam not in ready]
+
+    def check_not_half_imported(self) -> None:
+        """Refuse modules whose import began before the hook was there: nobody would tell."""
+        for seam in self.waiting:
+            module = sys.modules.get(seam.module)
+            if module is not None and patching.is_being_imported(module):
+                msg = (
+                    f"{seam.module} is being imported right now: enable the integration before "
+                    "that import starts, or after it is complete. Nothing was changed."
+                )
+                raise HostError(msg)
+
+    def status(self) -> Status:
+        return Status(
+            enabled=True,
+            version=self.version,
+            models=self.options[0],
+            bound=tuple(str(binding.seam) for binding in self.bindings),
+            waiting=tuple(str(seam) for seam in self.waiting),
+            refused=dict(self.refused),
+        )
+
+
+_lock = threading.RLock()
+_integration: _Integration | None = None
+
+
+def enable(
+    models: str | Iterable[str] = DEFAULT_MODELS,
+    *,
+    qwen21_steps: Literal["auto", "graph", "eager"] = "auto",
+) -> Status:
+    """Make mflux use `qwen_mfa.scaled_dot_product_attention`; a second time, change nothing.
+
+    Args:
+        models: ``"all"``, or names of `qwen_mfa.integrations.mflux.MODULES`. ``"qwen"`` is
+            Qwen-Image and Qwen-Image Edit.
+        qwen21_steps: How Qwen-Image 2.1 runs a step: ``"graph"`` as mflux compiles it, with MLX's
+            attention; ``"eager"`` with the kernel; ``"auto"`` eagerly only where that was measured
+            to be never slower (see `qwen_mfa.integrations.mflux.steps`).
+
+    Returns:
+        What is in place now.
+
+    Raises:
+        HostError: mflux is missing, of a version that was not tested, or not as expected; another
+            tool has replaced the same name; or the integration is on with other options. Nothing
+            has been changed then.
+        ValueError: An unknown model or policy.
+
+    """
+    global _integration  # noqa: PLW0603 - one host, one integration
+    options = (_chosen(models), _policy(qwen21_steps))
+    version = guard.supported_version()
+    all_seams = guard.fitting(guard.seams_of(*options), skip_missing=models == "all")
+    guard.check_mlx()
+    with _lock:
+        if _integration is not None:
+            if _integration.options != options:
+                msg = (
+                    f"the integration is on for {', '.join(_integration.options[0])} (steps: "
+                    f"{_integration.options[1]}): call disable() before enabling it differently"
+                )
+                raise HostError(msg)
+            return status()
+        integration = _Integration(version, options, all_seams)
+        # First the hook: a module that another thread imports just now is not missed.
+        integration.hook.install()
+        try:
+            integration.check_not_half_imported()
+            integration.bind_imported()
+        except BaseException:
+            integration.hook.remove()
+            raise
+        _integration = integration
+        return status()
+
+
+def disable() -> Status:
+    """Give every replaced attribute back; do nothing when the integration is off.
+
+    Raises:
+        HostError: Another tool has replaced one of our attributes since. Nothing was changed.
+
+    """
+    global _integration  # noqa: PLW0603
+    with _lock:
+        if _integration is None:
+            return Status(enabled=False)
+        foreign = [str(b.seam) for b in _integration.bindings if b.foreign()]
+        if foreign:
+            msg = (
+                f"another tool has replaced {', '.join(foreign)} since enable(): undo that first. "
+                "Nothing was changed."
+            )
+            raise HostError(msg)
+        _integration.hook.remove()
+        for binding in _integration.bindings:
+            binding.undo()
+        _integration = None
+        return Status(enabled=False)
+
+
+@contextmanager
+def enabled(
+    models: str | Iterable[str] = DEFAULT_MODELS,
+    *,
+    qwen21_steps: Literal["auto", "graph", "eager"] = "auto",
+) -> Iterator[Status]:
+    """Enable for a ``with`` block; inside another one, or when on already, only join it.
+
+    Raises:
+        HostError: As `enable` and `disable` do.
+
+    """
+    with _lock:
+        outermost = not status().enabled
+        found = enable(models, qwen21_steps=qwen21_steps)
+    try:
+        yield found
+    finally:
+        if outermost:
+            disable()
+
+
+def status() -> Status:
+    """Return what is in place."""
+    with _lock:
+        return Status(enabled=False) if _integration is None else _integration.status()
+
+
+def _on_imported(module: ModuleType) -> None:
+    """Bind a module that has just been imported; leave it as it is when it does not fit."""
+    with _lock:
+        if _integration is None:
+            return
+        try:
+            _integration.bind_imported(module.__name__)
+        except HostError as error:
+            mine = [seam for seam in _integration.waiting if seam.module == module.__name__]
+            _integration.waiting = [s for s in _integration.waiting if s not in mine]
+            _integration.refused |= {str(seam): str(error) for seam in mine}
+            logger.warning("mflux goes on with its own attention here: %s", error)
+
+
+def _chosen(models: str | Iterable[str]) -> tuple[str, ...]:
+    if models == "all":
+        return tuple(MODULES)
+    names = (models,) if isinstance(models, str) else tuple(dict.fromkeys(models))
+    unknown = [name for name in names if name not in MODULES]
+    if unknown or not names:
+        msg = f"unknown models {unknown}: choose from {', '.join(MODULES)}, or 'all'"
+        raise ValueError(msg)
+    return names
+
+
+def _policy(qwen21_steps: str) -> str:
+    if qwen21_steps not in POLICIES:
+        msg = f"qwen21_steps must be one of {', '.join(POLICIES)}, not {qwen21_steps!r}"
+        raise ValueError(msg)
+    return qwen21_steps

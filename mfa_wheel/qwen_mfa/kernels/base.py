@@ -1,0 +1,70 @@
+"""What the kernels have in common: the call that they are given, and their interface."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from qwen_mfa.problem import Problem
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """The arguments of one call, in MLX's terms.
+
+    Attributes:
+        q: ``[B, Hq, Sq, D]``.
+        k: ``[B, Hkv, Skv, D]``.
+        v: ``[B, Hkv, Skv, Dv]``.
+        scale: Factor on the scores.
+        mask: ``None``, ``"causal"`` or an array that broadcasts to ``[B, Hq, Sq, Skv]``.
+        sinks: ``None`` or ``[Hq]``.
+        force_fused: Passed on to MLX.
+        stream: Passed on to MLX.
+
+    """
+
+    q: mx.array
+    k: mx.array
+    v: mx.array
+    scale: float
+    mask: mx.array | str | None = None
+    sinks: mx.array | None = None
+    force_fused: bool = False
+    stream: mx.Stream | mx.Device | None = None
+
+    def arrays(self) -> list[mx.array]:
+        """Return the array arguments, in the order q, k, v, mask, sinks, without absent ones."""
+        optional = (self.mask, self.sinks)
+        present = [x for x in optional if x is not None and not isinstance(x, str)]
+        return [self.q, self.k, self.v, *present]
+
+
+class Kernel(Protocol):
+    """A way to compute attention.
+
+    Attributes:
+        name: What users call it, as in ``QWEN_MFA_BACKEND``.
+        roundoff: Unit roundoff of what it keeps between its steps (scores, weights); sums are
+            taken in FP32 by all. The error bounds of its proof are made of it.
+        needs_child_proof: Whether its first proof may end the process (native code, drivers).
+
+    """
+
+    name: str
+    roundoff: float
+    needs_child_proof: bool
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Return why this kernel cannot take ``problem``, in words, or ``None``."""
+
+    def run(self, problem: Problem, call: Call) -> mx.array:
+        """Compute. The inputs are evaluated already, and the result is ``[B, Hq, Sq, Dv]``.
+
+        Raises:
+            QwenMfaError: The kernel failed; its output must not be used.
+
+        """

@@ -1,0 +1,1 @@
+"""The library that the wheel carries: its declarations, how it is opened, MLX's memory for it."""

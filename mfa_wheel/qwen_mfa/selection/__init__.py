@@ -1,0 +1,1 @@
+"""Which kernel runs: candidates, what the user forces, what was decided here before."""

@@ -1,0 +1,243 @@
+"""Chooses a kernel for a problem by proof and measurement, and answers with MLX when one fails.
+
+A kernel other than MLX's runs only where it does not refuse, was proved right
+(`qwen_mfa.validation.validate`) and was measured to be faster (`qwen_mfa.tuning.measure`) in this
+very environment. What was found is kept (`qwen_mfa.selection.decisions`): nothing is proved or
+measured twice. ``QWEN_MFA_TUNE=0`` relies on what is kept, and on MLX for the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from qwen_mfa.errors import BackendError
+from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.native import buffers
+from qwen_mfa.selection import override
+from qwen_mfa.transforms.autodiff import misfit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qwen_mfa.kernels.base import Call, Kernel
+    from qwen_mfa.problem import Problem
+    from qwen_mfa.selection.candidates import Finding
+    from qwen_mfa.selection.override import Policy
+
+TUNE = "QWEN_MFA_TUNE"
+# Below this many operations an eager kernel's own overhead is all there is to measure.
+TINY = 1 << 20
+_MOST_CHOICES = 4096  # of problems, not of classes: a bound on memory
+
+logger = logging.getLogger("qwen_mfa")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What runs for a problem, and why.
+
+    Attributes:
+        kernel: The kernel.
+        reason: In words.
+        findings: What is known of each candidate, in order of preference.
+        final: Whether it stands until something fails; otherwise the next call asks again.
+
+    """
+
+    kernel: Kernel
+    reason: str
+    findings: tuple[Finding, ...] = ()
+    final: bool = True
+
+
+_choices: dict[tuple[Problem, object, Policy], Choice] = {}
+_quarantined: dict[str, str] = {}
+_lock = threading.Lock()
+_when_forgotten: list[Callable[[], None]] = []
+
+
+def choose(problem: Problem, *, may_measure: Callable[[], bool] = lambda: True) -> Choice:
+    """Return the kernel for ``problem``. The steady state is one dictionary look-up.
+
+    Args:
+        problem: What is to be computed, on MLX's default device.
+        may_measure: Asked when something would have to be proved or measured first. If it
+            returns false, MLX's kernel is chosen for this once.
+
+    Raises:
+        BackendError: The user forces a kernel that refuses, failed, or is not proved.
+
+    """
+    wanted = override.current()
+    key = (problem, mx.default_device().type, wanted)
+    choice = _choices.get(key)
+    if choice is None:
+        choice = _decide(problem, wanted, may_measure)
+        # Another thread may have seen the kernel fail in the meantime.
+        if choice.final and choice.kernel.name not in _quarantined:
+            if len(_choices) >= _MOST_CHOICES:
+                _choices.clear()
+            _choices[key] = choice
+    return choice
+
+
+def _decide(problem: Problem, wanted: Policy, may_measure: Callable[[], bool]) -> Choice:
+    if problem.is_empty or problem.head_dim == 0:
+        return Choice(kernel=reference, reason="there is nothing to compute")
+    if wanted.forced == reference.name:
+        return Choice(kernel=reference, reason=f"{wanted.source} forces it")
+    if wanted.forced is not None:
+        return _forced(wanted.forced, problem, wanted, may_measure)
+    if problem.flops < TINY:
+        return Choice(kernel=reference, reason=f"it is tiny: below {TINY} operations")
+    from qwen_mfa.selection import candidates  # noqa: PLC0415 - with all that proves and measures
+
+    measure = not _only_recorded() and not buffers.is_forked()
+    findings = []
+    for kernel in candidates.ALL:
+        reason = _why_not(kernel, problem, wanted)
+        if reason is not None:
+            findings.append(candidates.Finding(kernel=kernel, reason=reason))
+            continue
+        finding = candidates.recorded(kernel, problem)
+        if finding is None and measure and may_measure():
+            finding = _investigated(kernel, problem)
+        if finding is None:
+            reason = "not measured yet, and this is not the time" if measure else _not_measured()
+            finding = candidates.Finding(kernel=kernel, reason=reason, final=not measure)
+        findings.append(finding)
+    return _best(tuple(findings))
+
+
+def _best(findings: tuple[Finding, ...]) -> Choice:
+    final = all(finding.final for finding in findings)
+    winners = [finding for finding in findings if finding.gain > 0]
+    if winners:
+        best = max(winners, key=lambda finding: finding.gain)
+        reason = f"proved, and {best.reason}"
+        return Choice(kernel=best.kernel, reason=reason, findings=findings, final=final)
+    reason = "; ".join(f"{finding.kernel.name}: {finding.reason}" for finding in findings)
+    return Choice(kernel=reference, reason=reason, findings=findings, final=final)
+
+
+def _forced(name: str, problem: Problem, wanted: Policy, may_measure: Callable[[], bool]) -> Choice:
+    from qwen_mfa.selection import candidates  # noqa: PLC0415 - with all that proves and measures
+
+    kernel = candidates.named(name)
+    if kernel is None:
+        msg = f"{wanted.source} forces kernel {name}, which this version does not have"
+        raise BackendError(msg)
+    reason = _why_not(kernel, problem, wanted)
+    if reason is None:
+        verdict = candidates.proved(kernel, problem)
+        if verdict is None:
+            if buffers.is_forked() or not may_measure():
+                return Choice(kernel=reference, reason="not proved yet", final=False)
+            verdict = candidates.prove(kernel, problem)
+        if verdict.ok:
+            return Choice(kernel=kernel, reason=f"proved, and {wanted.source} forces it")
+        reason = f"it is not proved right: {verdict.reason}"
+    msg = (
+        f"{wanted.source} forces kernel {name}, which cannot run for {problem}: {reason}. "
+        "Unset it, or force another kernel"
+    )
+    raise BackendError(msg)
+
+
+def _why_not(kernel: Kernel, problem: Problem, wanted: Policy) -> str | None:
+    if kernel.name in wanted.forbidden:
+        return f"{wanted.source} forbids it"
+    failed = _quarantined.get(kernel.name)
+    return failed or kernel.refuses(problem)
+
+
+def _investigated(kernel: Kernel, problem: Problem) -> Finding:
+    from qwen_mfa.selection import candidates  # noqa: PLC0415 - with all that proves and measures
+
+    try:
+        return candidates.investigate(kernel, problem)
+    except Exception as error:  # noqa: BLE001 - a kernel may fail in any way
+        _quarantine(kernel, f"while it was measured: {type(error).__name__}: {error}")
+        return candidates.Finding(kernel=kernel, reason=_quarantined[kernel.name])
+
+
+def run(kernel: Kernel, problem: Problem, call: Call) -> mx.array:
+    """Run ``kernel``; on failure quarantine it for the process and return MLX's result."""
+    try:
+        result = kernel.run(problem, call)
+        flaw = misfit(problem, result)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a result
+        flaw = str(error) or type(error).__name__
+    if flaw is None:
+        return result
+    _quarantine(kernel, flaw)
+    return reference.run(problem, call)
+
+
+def _quarantine(kernel: Kernel, reason: str) -> None:
+    with _lock:
+        first = kernel.name not in _quarantined
+        if first:
+            _quarantined[kernel.name] = f"failed in this process ({reason})"
+        _forget_choices()
+    if first:
+        from qwen_mfa.selection import decisions  # noqa: PLC0415 - not for the steady state
+
+        decisions.opened().keep_failure(kernel.name, reason)
+        logger.warning(
+            "kernel %s failed and is not used again in this process; MLX answers instead: %s "
+            "(`qwen-mfa doctor` tells more)",
+            kernel.name,
+            reason,
+        )
+
+
+def quarantined() -> dict[str, str]:
+    """Return the kernels that failed in this process, with what happened."""
+    return dict(_quarantined)
+
+
+def when_forgotten(action: Callable[[], None]) -> None:
+    """Call ``action`` whenever choices cease to hold, so that copies of them can be dropped."""
+    _when_forgotten.append(action)
+
+
+def reset() -> None:
+    """Forget choices and quarantines, and read environment and cache again. Meant for tests."""
+    with _lock:
+        _quarantined.clear()
+        _forget_choices()
+    override.forget()
+    from qwen_mfa.selection import decisions  # noqa: PLC0415 - not for the steady state
+
+    decisions.forget()
+
+
+def _forget_choices() -> None:
+    _choices.clear()
+    for action in _when_forgotten:
+        action()
+
+
+def _only_recorded() -> bool:
+    return os.environ.get(TUNE) == "0"
+
+
+def _not_measured() -> str:
+    why = f"{TUNE}=0" if _only_recorded() else "this process was forked"
+    return f"not measured yet, and {why}"
+
+
+def _after_fork() -> None:
+    # Another thread of the parent may have held it.
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)  # a hook only: nothing runs until a fork

@@ -1,0 +1,36 @@
+"""What decisions depend on: they hold in the environment that they were made in alone."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from qwen_mfa import machine
+from qwen_mfa.errors import LibraryError
+from qwen_mfa.native import library
+
+
+def environment() -> dict[str, Any]:
+    """Return the environment as JSON values; any difference makes it another one."""
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow to import
+
+    here = machine.read()
+    try:
+        opened = library.load()
+        native: dict[str, Any] = {"sha256": opened.sha256, **opened.facts}
+    except LibraryError as error:
+        native = {"unusable": error.cause}
+    try:
+        ours = version("qwen-mfa")
+    except PackageNotFoundError:  # run from a source tree
+        ours = "unknown"
+    return {
+        "qwen-mfa": ours,
+        "library": native,
+        # Chooses among the Metal library's shaders, which are proved and measured as they are.
+        "shaders": os.environ.get("QWEN_MFA_SHADER_VARIANT", ""),
+        "system": [here.system, here.release, here.build, here.machine],
+        "processor": [here.chip, here.gpu],
+        "cpus": here.cpus,
+        "mlx": [here.mlx, *here.backends],
+    }

@@ -1,0 +1,84 @@
+"""Running an eager kernel inside MLX's lazy world: inputs evaluated, derivatives MLX's own."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+import mlx.core as mx
+
+from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.native.buffers import working_stream
+from qwen_mfa.problem import MLX_DTYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from qwen_mfa.kernels.base import Call
+    from qwen_mfa.problem import Problem
+
+
+def evaluate(call: Call) -> bool:
+    """Evaluate the inputs; tell whether that was possible.
+
+    MLX raises ValueError while it traces for compile or vmap, and RuntimeError for a lazy array
+    whose stream lives in another thread. An error of the inputs' own computation surfaces again,
+    unchanged, when MLX evaluates the graph that we return instead.
+    """
+    try:
+        mx.eval(call.arrays())
+    except (ValueError, RuntimeError):
+        return False
+    return True
+
+
+def misfit(problem: Problem, out: object) -> str | None:
+    """Return why ``out`` cannot be the result of ``problem``, whatever its values, or ``None``."""
+    wanted = (problem.batch, problem.heads_q, problem.seq_q, problem.value_dim)
+    if not isinstance(out, mx.array):
+        return f"it returns {type(out).__name__}, not an array"
+    if out.shape != wanted:
+        return f"it returns shape {out.shape} instead of {wanted}"
+    if out.dtype != MLX_DTYPES[problem.dtype]:
+        return f"it returns {out.dtype} instead of {problem.dtype}"
+    return None
+
+
+def differentiable(problem: Problem, call: Call, compute: Callable[[Call], mx.array]) -> mx.array:
+    """Run ``compute`` as a custom function, so that gradients are MLX's.
+
+    An array made from raw memory is a constant to ``mx.grad``: without this, gradients come out
+    as zeros, silently.
+    """
+
+    def with_arrays(arrays: Sequence[mx.array]) -> Call:
+        rest = list(arrays[3:])
+        mask = rest.pop(0) if isinstance(call.mask, mx.array) else call.mask
+        sinks = rest.pop(0) if call.sinks is not None else None
+        q, k, v = arrays[:3]
+        return replace(call, q=q, k=k, v=v, mask=mask, sinks=sinks)
+
+    def original(*arrays: mx.array) -> mx.array:
+        return reference.run(problem, with_arrays(arrays))
+
+    def forward(*arrays: mx.array) -> mx.array:
+        return compute(with_arrays(arrays))
+
+    def vjp(primals: Sequence[mx.array], cotangent: mx.array, _out: mx.array) -> list[mx.array]:
+        _, grads = mx.vjp(lambda *xs: [original(*xs)], list(primals), [cotangent])
+        return list(grads)
+
+    def jvp(primals: Sequence[mx.array], tangents: Sequence[mx.array | None]) -> mx.array:
+        dense = [
+            mx.zeros_like(p) if t is None else t for p, t in zip(primals, tangents, strict=True)
+        ]
+        _, out = mx.jvp(lambda *xs: [original(*xs)], list(primals), dense)
+        return out[0]
+
+    function = mx.custom_function(forward)
+    function.vjp(vjp)
+    function.jvp(jvp)
+    stream = working_stream()
+    with mx.stream(stream) if stream else nullcontext():
+        return cast("mx.array", function(*call.arrays()))

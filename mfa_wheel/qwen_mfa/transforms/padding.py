@@ -1,0 +1,178 @@
+"""Masks that only hide padded keys: drop those keys from K and V instead. Exact, and no mask.
+
+Hidden keys have a weight of exactly zero, so leaving them out changes the result by no more than
+the order of additions does. (If padded keys or values hold NaN, a mask may let it through; dropping
+them does not.)
+
+A mask qualifies when all queries and heads share it, its values are zero (visible) or so negative
+that a key's weight underflows to zero, and every row of the batch has a few runs of visible keys.
+Rows of different lengths are computed one after the other, each with its own keys.
+
+The mask's contents are looked at on every call: a few kilobytes, tens of microseconds. A mask that
+was evaluated before needs no waiting; a lazy one is evaluated, which waits for the mask alone.
+``QWEN_MFA_KEEP_PADDING=1`` switches all of this off.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import mlx.core as mx
+
+from qwen_mfa.native.buffers import working_stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qwen_mfa.kernels.base import Call
+    from qwen_mfa.problem import Problem
+
+SWITCH = "QWEN_MFA_KEEP_PADDING"
+# Below these, shortening (0.1 ms, and a copy of K and V when the visible keys are in two runs) may
+# cost more than it saves. Measured with the portable engine, which skips hidden keys itself: even
+# at 5e9 operations, ahead from there on, and from 2e8 with additive masks. Qwen-Image at 512 x 512
+# is 1.5e10. `qwen-mfa bench padding` shows it.
+MIN_QUERIES = 64
+MIN_FLOPS = 5_000_000_000
+MAX_ELEMENTS = 1 << 18
+# A key with this bias would have to score 60000 above the best visible one to matter; float16's
+# own minimum is -65504.
+LEAST_HIDING = -60000.0
+MAX_RUNS = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Consecutive rows of the batch that see the same keys.
+
+    Attributes:
+        rows: First and last-but-one row, as of a slice.
+        runs: The visible keys, as slices in ascending order; never empty.
+
+    """
+
+    rows: tuple[int, int]
+    runs: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Encoding:
+    """How a dtype's bits, read as unsigned integers, say visible and hidden.
+
+    Negative floating-point numbers of growing size have growing bit patterns, so that a range of
+    integers is a range of numbers: here from `LEAST_HIDING` to minus infinity.
+    """
+
+    code: Literal["B", "H", "I"]
+    visible: tuple[int, ...]
+    hidden: range
+
+
+_ENCODINGS = {
+    mx.bool_: _Encoding(code="B", visible=(1,), hidden=range(1)),
+    mx.float32: _Encoding(
+        code="I", visible=(0, 0x80000000), hidden=range(0xC76A6000, 0xFF800000 + 1)
+    ),
+    mx.bfloat16: _Encoding(code="H", visible=(0, 0x8000), hidden=range(0xC76B, 0xFF80 + 1)),
+    mx.float16: _Encoding(code="H", visible=(0, 0x8000), hidden=range(0xFB53, 0xFC00 + 1)),
+}
+
+
+def visible_parts(
+    problem: Problem, mask: object, *, min_flops: int | None = None
+) -> tuple[Part, ...] | None:
+    """Return which keys each row of the batch sees, or ``None`` when the mask must stay.
+
+    Args:
+        problem: Describes the call that ``mask`` belongs to.
+        mask: The call's mask, bool or additive, for ``[B, Hq, Sq, Skv]``.
+        min_flops: Leave smaller problems alone; `MIN_FLOPS` when ``None``.
+
+    """
+    least = MIN_FLOPS if min_flops is None else min_flops
+    if problem.flops < least or not isinstance(mask, mx.array) or not _is_candidate(problem):
+        return None
+    if os.environ.get(SWITCH):
+        return None
+    encoding = _ENCODINGS.get(mask.dtype)
+    if encoding is None:
+        return None
+    try:
+        data = bytes(memoryview(cast("Any", mask)))
+    except (RuntimeError, ValueError):  # traced by mx.compile or mx.vmap, or of another thread
+        return None
+    parts = _parse(data, encoding, problem.seq_kv)
+    if parts is not None and len(parts) == 1:
+        return (replace(parts[0], rows=(0, problem.batch)),)
+    return parts
+
+
+def attend(parts: tuple[Part, ...], call: Call, attention: Callable[[Call], mx.array]) -> mx.array:
+    """Compute ``call`` without its mask, by ``attention`` over the visible keys of each part."""
+    stream = call.stream or working_stream()
+    with mx.stream(stream) if stream else nullcontext():
+        results = [attention(_shortened(call, part)) for part in parts]
+        return results[0] if len(results) == 1 else mx.concatenate(results, axis=0)
+
+
+def _is_candidate(problem: Problem) -> bool:
+    shape = (1, 1, 1, 1, *problem.mask_shape)[-4:]
+    return (
+        problem.mask in {"bool", "additive"}
+        and problem.seq_q >= MIN_QUERIES
+        and shape[1:] == (1, 1, problem.seq_kv)
+        and shape[0] * shape[3] <= MAX_ELEMENTS
+    )
+
+
+@lru_cache(maxsize=16)
+def _parse(data: bytes, encoding: _Encoding, keys: int) -> tuple[Part, ...] | None:
+    values = memoryview(data).cast(encoding.code)
+    seen: list[tuple[tuple[int, int], ...]] = []
+    for start in range(0, len(values), keys):
+        runs = _runs(values[start : start + keys], encoding)
+        if runs is None:
+            return None
+        seen.append(runs)
+    parts, first = [], 0
+    for runs, group in itertools.groupby(seen):
+        count = len(list(group))
+        parts.append(Part(rows=(first, first + count), runs=runs))
+        first += count
+    return tuple(parts)
+
+
+def _runs(row: memoryview[int], encoding: _Encoding) -> tuple[tuple[int, int], ...] | None:
+    """Return the visible keys of one row; ``None`` for a bias, too many holes, or no key left."""
+    runs: list[tuple[int, int]] = []
+    position = 0
+    for value, group in itertools.groupby(row):
+        end = position + len(list(group))
+        if value in encoding.visible:
+            if runs and runs[-1][1] == position:  # 0.0 next to -0.0
+                runs[-1] = (runs[-1][0], end)
+            else:
+                runs.append((position, end))
+        elif value not in encoding.hidden:
+            return None
+        position = end
+    return tuple(runs) if 0 < len(runs) <= MAX_RUNS else None
+
+
+def _shortened(call: Call, part: Part) -> Call:
+    first, last = part.rows
+    whole = part.rows == (0, call.q.shape[0])
+    q, k, v = (x if whole else x[first:last] for x in (call.q, call.k, call.v))
+    return replace(call, q=q, k=_visible(k, part), v=_visible(v, part), mask=None)
+
+
+def _visible(x: mx.array, part: Part) -> mx.array:
+    if part.runs == ((0, x.shape[2]),):
+        return x
+    pieces = [x[:, :, start:stop] for start, stop in part.runs]
+    return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=2)

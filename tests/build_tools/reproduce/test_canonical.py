@@ -1,0 +1,151 @@
+"""Canonical archives: the same contents give the same bytes, however they were packed."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import random
+import tarfile
+import zipfile
+from typing import TYPE_CHECKING
+
+import pytest
+
+from build_tools.audit.auditor import audit
+from build_tools.wheel.canonical import (
+    CanonicalError,
+    rewrite_sdist,
+    rewrite_wheel,
+    source_date_epoch,
+)
+from tests.build_tools.audit.makers import INFO, Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def no_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+
+
+def messy(path: Path, seed: int) -> None:
+    """Pack the same files in another order, with other times, modes, compression and a comment."""
+    rng = random.Random(seed)  # noqa: S311 - not for secrets
+    contents = list(Recipe().contents().items())
+    rng.shuffle(contents)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.comment = bytes([seed])
+        archive.writestr(f"{INFO}/", b"")
+        for name, data in [(f"{INFO}/RECORD", b"old,,\n"), *contents]:
+            info = zipfile.ZipInfo(name, (2000 + seed, 1, 2, 3, 4, 6))
+            info.create_system = seed % 4
+            info.external_attr = rng.choice([0o100600, 0o100666, 0o100777]) << 16
+            info.compress_type = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+            info.extra = b"\x99\x99\x02\x00ab"
+            archive.writestr(info, data, compresslevel=rng.choice([1, 9]))
+
+
+def test_wheels(tmp_path: Path) -> None:
+    results = set()
+    for seed in range(5):
+        path = tmp_path / f"{seed}" / "demo-1.0-py3-none-any.whl"
+        path.parent.mkdir()
+        messy(path, seed)
+        assert {"not-canonical", "record-absent"} <= {each.code for each in audit(path).findings}
+        rewrite_wheel(path)
+        assert audit(path).findings == ()
+        results.add(path.read_bytes())
+        assert list(path.parent.iterdir()) == [path], "nothing left beside it"
+    assert len(results) == 1
+    rewrite_wheel(path)
+    assert {path.read_bytes()} == results
+
+
+def test_an_sbom_is_added_and_recorded(tmp_path: Path) -> None:
+    path = Recipe().write(tmp_path)
+    rewrite_wheel(path, sboms={"more.spdx": "SPDXVersion: SPDX-2.3\n"})
+    assert audit(path).findings == ()
+    with zipfile.ZipFile(path) as archive:
+        assert f"{INFO}/sboms/more.spdx" in archive.namelist()
+        assert archive.namelist()[-1] == f"{INFO}/RECORD"
+
+
+def test_bad_wheels_stay_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "demo-1.0-py3-none-any.whl"
+    for data in (b"", b"text", Recipe().write(tmp_path).read_bytes()[:500]):
+        path.write_bytes(data)
+        with pytest.raises(CanonicalError, match="not a wheel that can be rewritten"):
+            rewrite_wheel(path)
+        assert path.read_bytes() == data
+    without = Recipe(without=(f"{INFO}/RECORD",)).write(tmp_path)
+    with pytest.raises(CanonicalError, match="0 RECORD files"):
+        rewrite_wheel(without)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_date(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert source_date_epoch() == 315_532_800
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    path = Recipe().write(tmp_path)
+    rewrite_wheel(path)
+    with zipfile.ZipFile(path) as archive:
+        assert {info.date_time for info in archive.infolist()} == {(2023, 11, 14, 22, 13, 20)}
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    assert source_date_epoch() == 315_532_800, "zip files begin in 1980"
+
+
+@pytest.mark.parametrize("date", ["", "now", "-1", "1e9", "9" * 30, "١٢٣", "4354819199"])
+def test_bad_dates(date: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", date)
+    with pytest.raises(CanonicalError, match="no number of seconds"):
+        source_date_epoch()
+
+
+def tarball(path: Path, seed: int, extra: tarfile.TarInfo | None = None) -> None:
+    rng = random.Random(seed)  # noqa: S311 - not for secrets
+    names = [f"demo-1.0/{name}" for name in ("a.py", "b/c.py", "run.sh", "PKG-INFO")]
+    rng.shuffle(names)
+    with (
+        gzip.GzipFile(path, "wb", mtime=seed) as stream,
+        tarfile.open(fileobj=stream, mode="w") as archive,
+    ):
+        folder = tarfile.TarInfo("demo-1.0/b")
+        folder.type = tarfile.DIRTYPE
+        for member in (folder, *map(tarfile.TarInfo, names), *([extra] if extra else [])):
+            member.uid, member.uname, member.mtime = seed, f"user{seed}", seed
+            member.mode = 0o700 if member.name.endswith(".sh") else rng.choice([0o600, 0o664])
+            data = member.name.encode() if member.isreg() else b""
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def test_sdists(tmp_path: Path) -> None:
+    results = set()
+    for seed in range(1, 5):
+        path = tmp_path / f"demo-{seed}.tar.gz"
+        tarball(path, seed)
+        rewrite_sdist(path)
+        results.add(path.read_bytes())
+    assert len(results) == 1
+    with tarfile.open(path) as archive:
+        modes = {member.name: member.mode for member in archive}
+        assert modes.pop("demo-1.0/run.sh") == 0o755
+        assert set(modes.values()) == {0o644}
+        assert archive.getnames() == sorted(archive.getnames())
+
+
+def test_bad_sdists(tmp_path: Path) -> None:
+    path = tmp_path / "demo.tar.gz"
+    link = tarfile.TarInfo("demo-1.0/link")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    for extra in (link, tarfile.TarInfo("demo-1.0/../../x"), tarfile.TarInfo("/x")):
+        tarball(path, 1, extra)
+        before = path.read_bytes()
+        with pytest.raises(CanonicalError, match="a link, a special file, or climbs out"):
+            rewrite_sdist(path)
+        assert path.read_bytes() == before
+    path.write_bytes(b"text")
+    with pytest.raises(CanonicalError, match="not a source distribution"):
+        rewrite_sdist(path)
+    assert list(tmp_path.iterdir()) == [path]

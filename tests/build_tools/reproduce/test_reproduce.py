@@ -1,0 +1,210 @@
+"""The real thing: two builds with nothing in common, and a wheel verified from its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import zipfile
+from typing import TYPE_CHECKING
+
+import pytest
+
+from build_tools.__main__ import main
+from build_tools.audit.findings import UnreadableWheelError
+from build_tools.reproduce import build, rebuild
+from build_tools.reproduce.build import PLAIN, STRANGE, ReproduceError
+from build_tools.reproduce.rebuild import Claim, find_commit, read_claim
+from build_tools.wheel import fingerprint
+from build_tools.wheel.canonical import rewrite_wheel
+from tests.build_tools.audit.makers import ROOT, Recipe, record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+in_a_clone = pytest.mark.skipif(
+    not (ROOT / ".git").exists(), reason="a source distribution has no history to clone"
+)
+
+
+def test_nothing_in_common() -> None:
+    for field in ("folder", "door", "umask", "cpus", "clock", "old_files"):
+        assert getattr(PLAIN, field) != getattr(STRANGE, field), field
+    assert PLAIN.variables.keys() == STRANGE.variables.keys()
+    for name, value in PLAIN.variables.items():
+        assert STRANGE.variables[name] != value, name
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build by cc, twice, through the command."""
+    if shutil.which("cc") is None or shutil.which("git") is None:
+        pytest.skip("needs cc and git")
+    folder = tmp_path_factory.mktemp("reproduce") / "kept"
+    # `make reproduce` installs the build tools anew each time, which is most of its time.
+    command = ["reproduce", "--toolchain", "cc", "--no-isolation", "--keep", str(folder)]
+    assert main(command) == 0
+    return folder / "cc"
+
+
+@in_a_clone
+@pytest.mark.slow
+@pytest.mark.xdist_group("reproduce")
+def test_identical_bytes(kept: Path) -> None:
+    (first,) = (kept / "out-alice").glob("*.whl")
+    (second,) = (kept / "out-bob").glob("*.whl")
+    assert first.read_bytes() == second.read_bytes()
+    assert first.name == second.name
+    # The circumstances were real: the second tree is dated 2001, its files are for one user only.
+    tree = kept / STRANGE.folder
+    assert (tree / "setup.py").stat().st_mtime == build.OLD
+    assert second.stat().st_mode & 0o777 == 0o644, "whatever the umask"
+    assert list((kept / "out-bob").glob("*.tar.gz")), "by way of a source distribution"
+
+
+@in_a_clone
+@pytest.mark.slow
+@pytest.mark.xdist_group("reproduce")
+def test_verify_finds_the_flipped_bit(
+    kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (wheel,) = (kept / "out-alice").glob("*.whl")
+    # The rebuild itself is tested below; here the one that was made above saves a minute.
+    monkeypatch.setattr("build_tools.commands.verify.build", lambda *_, **__: wheel)
+    forged = tmp_path / wheel.name
+    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(forged, "w") as target:
+        for info in source.infolist():
+            data = bytearray(source.read(info))
+            if info.filename.endswith(".so"):
+                data[len(data) // 2] ^= 1
+            target.writestr(info, bytes(data))
+    rewrite_wheel(forged)
+    assert main(["verify", str(forged)]) == 1
+    out = capsys.readouterr().out
+    assert "NOT reproduced" in out
+    assert "libMFAFFI.so: section " in out
+    assert "1 of " in out
+
+
+@in_a_clone
+@pytest.mark.slow
+@pytest.mark.xdist_group("reproduce")
+def test_verify_agrees(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (wheel,) = (kept / "out-bob").glob("*.whl")
+    assert main(["verify", "--no-isolation", str(wheel)]) == 0
+    assert "verified: the rebuilt wheel has the same bytes" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- claims and commits
+
+
+def claimed(manifest: object) -> Recipe:
+    text = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
+    files = {"qwen_mfa/__init__.py": b"x = 1\n", "qwen_mfa/_native/manifest.json": text}
+    return Recipe(files=files)
+
+
+def test_a_claim(tmp_path: Path) -> None:
+    manifest = {
+        "built_by": "cc",
+        "compiler": "gcc 99",
+        "engine": "portable",
+        "overlay": {"swift_pkg/o.swift": "o"},
+        "recipe": "r",
+        "sources": {"swift_pkg/a.c": "s"},
+    }
+    claim = read_claim(claimed(manifest).write(tmp_path))
+    module = hashlib.sha256(b"x = 1\n").hexdigest()
+    assert claim == Claim(
+        sources={
+            "mfa_wheel/qwen_mfa/__init__.py": module,
+            "swift_pkg/a.c": "s",
+            "swift_pkg/o.swift": "o",
+        },
+        toolchain="cc",
+        compiler="gcc 99",
+        engine="portable",
+        recipe="r",
+    )
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [b"{", b"\xff", [], {"built_by": "magic"}, {"built_by": "cc", "sources": 3}, {"x": 1}],
+)
+def test_bad_manifests(manifest: object, tmp_path: Path) -> None:
+    with pytest.raises(ReproduceError, match="no manifest of this project that can be read"):
+        read_claim(claimed(manifest).write(tmp_path))
+
+
+def test_other_wheels(tmp_path: Path) -> None:
+    with pytest.raises(ReproduceError, match="does not hold qwen_mfa"):
+        read_claim(Recipe().write(tmp_path))
+    lying = Recipe()
+    lying.record = record(lying.contents()).replace(b"sha256=", b"sha256=A", 1)
+    with pytest.raises(ReproduceError, match="Get the wheel again"):
+        read_claim(lying.write(tmp_path))
+    (tmp_path / "text.whl").write_text("text", encoding="utf-8")
+    with pytest.raises(UnreadableWheelError):
+        read_claim(tmp_path / "text.whl")
+
+
+def test_the_metal_engine_needs_a_mac(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    manifest = {"built_by": "swift build -c release", "engine": "metal", "sources": {}}
+    assert main(["verify", str(claimed(manifest).write(tmp_path))]) == 1
+    assert "which only a Mac can rebuild" in capsys.readouterr().err
+
+
+@pytest.fixture
+def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make a repository of three commits and return their names, oldest first."""
+    root = tmp_path / "repository"
+    (root / "build_tools").mkdir(parents=True)
+    monkeypatch.setattr(rebuild, "ROOT", root)
+
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=n", "-c", "user.email=e"]
+        done = subprocess.run(
+            ["git", *identity, *words], cwd=root, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    git("init", "--quiet")
+    commits = []
+    for source, tools in (("one", "1"), ("two", "1"), ("two", "2")):
+        (root / "a.c").write_text(source, encoding="utf-8")
+        (root / "build_tools" / "x.py").write_text(tools, encoding="utf-8")
+        for name in fingerprint.FILES:
+            (root / name).write_text("", encoding="utf-8")
+        git("add", "-A")
+        git("commit", "--quiet", "-m", "m")
+        commits.append(git("rev-parse", "HEAD"))
+    return commits
+
+
+def claim_of(source: str, digest: str = "") -> Claim:
+    sha256 = hashlib.sha256(source.encode()).hexdigest()
+    return Claim(
+        sources={"a.c": sha256}, toolchain="cc", compiler="", engine="portable", recipe=digest
+    )
+
+
+def test_the_commit_is_found(history: list[str]) -> None:
+    assert find_commit(claim_of("one")) == history[0]
+    assert find_commit(claim_of("two")) == history[2], "the newest that fits"
+    root = rebuild.ROOT
+    now = fingerprint.read(root)
+    assert find_commit(claim_of("two", now)) == history[2]
+    (root / "build_tools" / "x.py").write_text("1", encoding="utf-8")
+    assert find_commit(claim_of("two", fingerprint.read(root))) == history[1], "by its build tools"
+
+
+def test_the_nearest_commit_is_named(history: list[str]) -> None:
+    with pytest.raises(ReproduceError, match=rf"nearest, {history[2][:12]}, differs in 1: a\.c"):
+        find_commit(claim_of("three"))
+    with pytest.raises(ReproduceError, match="build_tools/ and its pins"):
+        find_commit(claim_of("two", "unknown"))

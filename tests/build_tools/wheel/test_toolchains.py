@@ -1,0 +1,102 @@
+"""Wheels made with Swift, with cc and with neither, each installed clean and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from build_tools.native import portable
+from build_tools.support.clean_env import CleanEnvironment
+from build_tools.support.errors import ToolError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory, root: Path) -> CleanEnvironment:
+    folder = tmp_path_factory.mktemp("clean")
+    made = CleanEnvironment(folder=folder, log=folder / "log")
+    made.create()
+    backend = "mlx[cpu]" if sys.platform == "linux" else "mlx"
+    made.install("-c", str(root / "requirements" / "constraints.txt"), backend, "cffi")
+    return made
+
+
+@pytest.mark.usefixtures("in_tree")
+@pytest.mark.slow
+@pytest.mark.parametrize("toolchain", ["none", "cc", "auto"])
+def test_clean_installation(
+    toolchain: str, clean: CleanEnvironment, tmp_path: Path, root: Path
+) -> None:
+    env = {**os.environ, portable.CHOICE: toolchain}
+    subprocess.run(
+        [sys.executable, "-m", "build_tools", "wheel", "--out", str(tmp_path)],
+        env=env, cwd=root, check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = tmp_path.iterdir()
+    assert wheel.name.endswith("-py3-none-any.whl") == (toolchain == "none")
+    clean.install("--no-deps", "--force-reinstall", str(wheel))
+    done = subprocess.run(
+        [str(clean.bin / "qwen-mfa"), "selftest", "--json", "--image-tokens", "50"],
+        cwd=clean.folder, env=clean.variables(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    state, kernel = ("none", "mlx") if toolchain == "none" else ("ready", "cpu")
+    assert report["library"]["state"] == state
+    assert {row["kernel"] for row in report["rows"]} == {kernel}
+    if toolchain == "cc":
+        assert report["library"]["built by"] == "cc"
+
+
+def test_unknown_toolchain() -> None:
+    with pytest.raises(ToolError, match="not one of auto, swift, cc, none"):
+        portable.choose_toolchain({portable.CHOICE: "make"})
+
+
+def test_a_toolchain_that_is_asked_for_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    for name in ("swift", "cc"):
+        with pytest.raises(ToolError, match="does not run"):
+            portable.choose_toolchain({portable.CHOICE: name})
+    assert portable.choose_toolchain({}) == "none"
+
+
+def test_a_compiler_error_shows_the_compiler_s_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "swift_pkg"
+    sources = package / "Sources" / "MFAFFI"
+    (sources / "include").mkdir(parents=True)
+    for name in ("Package.swift", portable.EXPORTS):
+        (package / name).write_text("", encoding="utf-8")
+    (sources / "broken.c").write_text("int f(void) { return undeclared_thing; }", encoding="utf-8")
+    monkeypatch.setattr(portable, "ROOT", tmp_path)
+    monkeypatch.setattr(portable, "PACKAGE", package)
+    monkeypatch.setattr(portable, "SOURCES", sources)
+    with pytest.raises(ToolError, match="undeclared_thing"):
+        portable.build(work=tmp_path / "work", toolchain="cc")
+    left = [p.name for p in (tmp_path / "work").iterdir()]
+    assert [name.endswith(".log") for name in left] == [True]
+
+
+@pytest.mark.usefixtures("in_tree")
+def test_the_second_build_comes_from_the_cache(root: Path) -> None:
+    first = portable.build(toolchain="cc")
+    assert first is not None
+    written = first.library.stat().st_mtime_ns
+    again = portable.build(toolchain="cc")
+    assert again == first
+    assert again is not None
+    assert again.library.stat().st_mtime_ns == written
+    first.library.write_bytes(b"damaged")
+    mended = portable.build(toolchain="cc")
+    assert mended is not None
+    assert mended.sha256 == first.sha256
+    assert mended.library.stat().st_size > 1000
