@@ -15,6 +15,7 @@ from qwen_mfa import counters
 from qwen_mfa.kernels import cpu
 from qwen_mfa.native import library
 from qwen_mfa.selection import choose
+from qwen_mfa.tuning import measure
 from tests.standins import faulty
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from qwen_mfa.kernels.base import Kernel
     from qwen_mfa.problem import Problem
-    from qwen_mfa.tuning import measure
 
 Faulty = Callable[[str], None]
 
