@@ -10,7 +10,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup demo wheel test lint format types swift-test pytest install mflux reproduce rehearse clean
+LINT := lint-python lint-imports lint-swift
+
+.PHONY: help setup demo wheel test lint lint-c $(LINT) format types swift-test pytest coverage hooks \
+	install mflux reproduce rehearse clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,7 +23,8 @@ setup: $(STAMP) ## Make the environment in .venv
 $(STAMP): requirements/dev.in requirements/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Building and testing need Python 3.11 or later (the wheel itself: 3.10); set PYTHON=/path/to/python3")'
 	@echo "Setting up $(VENV) ..."
-	@$(PYTHON) -m venv --clear $(VENV)
+	@# New pins go into an environment that is there; another Python starts it anew.
+	@[ "$$($(BIN)/python -VV 2>/dev/null)" = "$$($(PYTHON) -VV)" ] || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -r requirements/dev.in
 	@touch $@
 
@@ -34,19 +38,53 @@ install: wheel ## Install the wheel into .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
 
 test: lint types swift-test pytest ## Formatting, lint, types, swift test, all Python tests
+	@echo "make test: all of it passed"
 
-lint: setup
+# What `make test` is at, so that a long run is not silent.
+SAY = @printf '\n==> %s\n'
+
+lint: $(LINT) ## Formatting and lint of every language, and the direction of imports
+
+lint-python: setup
+	$(SAY) "Python: formatting and lint"
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+lint-imports: setup
+	$(SAY) "Python: the direction of imports"
+	PYTHONPATH=mfa_wheel:. $(BIN)/lint-imports --no-logo --cache-dir build/import-linter
+
+SOURCES = $(shell find swift_pkg tests benchmarks \( -name .build -o -name miniature \) -prune -o \( $(1) \) -print | sort)
+C_SOURCES = $(call SOURCES,-name '*.c' -o -name '*.h' -o -name '*.cpp')
+# The text of PlainSimdgroupEvent.swift is Metal, compiled as it stands: its indentation counts.
+SWIFT_SOURCES = $(filter-out %/PlainSimdgroupEvent.swift,$(call SOURCES,-name '*.swift'))
+
+lint-c: setup
+	$(SAY) "C: formatting"
+	@$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
+
+# Swift's own formatter comes with the compiler; without one there is nothing to hold Swift to.
+lint-swift:
+	$(SAY) "Swift: formatting and lint"
+	@if command -v swift >/dev/null; then swift format lint --strict --parallel $(SWIFT_SOURCES); \
+	elif [ -n "$${QWEN_MFA_EXPECT_SWIFT:-}" ]; then echo "QWEN_MFA_EXPECT_SWIFT is set and there is no Swift"; exit 1; \
+	else echo "skipped: no Swift toolchain on this machine"; fi
+
 types: setup
+	$(SAY) "Python: types"
 	$(BIN)/mypy
 
 format: setup ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only --exit-zero .
+	$(BIN)/clang-format -i $(C_SOURCES)
+	@if command -v swift >/dev/null; then swift format --in-place --parallel $(SWIFT_SOURCES); fi
+
+hooks: setup ## Run the same checks before each commit of this clone
+	$(BIN)/pre-commit install
 
 swift-test: setup
+	$(SAY) "swift test"
 	@$(BIN)/python -m build_tools swift-test
 
 # Real mflux, newest and oldest supported, in an environment of its own (Python 3.11 or later).
@@ -66,7 +104,11 @@ mflux: install $(MFLUX)/.complete ## Install the wheel and real mflux into .venv
 	@$(MFLUX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
 
 pytest: install mflux
+	$(SAY) "Python tests, against the installed wheel"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+
+coverage: install mflux ## Run the Python tests and report what they reach (build/coverage/html)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --cov --cov-report=term --cov-report=html
 
 reproduce: setup ## Build twice, with nothing in common but the sources, and compare the bytes
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build_tools reproduce

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
 from setuptools.command.sdist import sdist
 
 from build_tools.audit.gate import require
 from build_tools.binaries.relocate import elf, macho
 from build_tools.native import engine, portable
 from build_tools.support import paths
+from build_tools.support.errors import UsageError
 from build_tools.wheel import canonical, fingerprint, sbom
 
 if TYPE_CHECKING:
@@ -76,11 +78,11 @@ class BuildPy(build_py):
     def run(self) -> None:
         """Start from an empty folder, so that no file of an earlier build slips in."""
         target = Path(self.build_lib) / PACKAGE
-        if target.exists() and not self.editable_mode:
+        if target.exists():
             shutil.rmtree(target)
         super().run()
         built = native()
-        if built is None or self.editable_mode:
+        if built is None:
             return
         embed(built, target / NATIVE, version=self.distribution.get_version())
 
@@ -124,6 +126,19 @@ class BdistWheel(bdist_wheel):
         return "py3", "none", platform_tag(native())
 
 
+class EditableWheel(editable_wheel):
+    """Refuses ``pip install -e``."""
+
+    def run(self) -> None:
+        """Say why, and what to do instead."""
+        msg = (
+            "an editable install would run from the sources, which carry no native library, and "
+            "silently leave everything to MLX. Run `make install` after each change: it builds the "
+            "wheel (from the cache, where it can) and installs that."
+        )
+        raise UsageError(msg)
+
+
 class Sdist(sdist):
     """Writes source distributions whose bytes depend on their contents alone."""
 
@@ -137,4 +152,9 @@ class Sdist(sdist):
 
 def commands() -> dict[str, type[Command]]:
     """Return the commands that ``setup.py`` hands to setuptools."""
-    return {"build_py": BuildPy, "bdist_wheel": BdistWheel, "sdist": Sdist}
+    return {
+        "build_py": BuildPy,
+        "bdist_wheel": BdistWheel,
+        "editable_wheel": EditableWheel,
+        "sdist": Sdist,
+    }

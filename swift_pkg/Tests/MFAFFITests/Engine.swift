@@ -70,7 +70,8 @@ struct Mask {
   var type: Int
   var scalar: Int
 
-  static func of<T>(_ values: [T], shape: [Int64], strides: [Int64], type: Int, scalar: Int) -> Mask {
+  static func of<T>(_ values: [T], shape: [Int64], strides: [Int64], type: Int, scalar: Int) -> Mask
+  {
     Mask(
       bytes: values.withUnsafeBytes { Array($0) }, shape: shape, strides: strides, type: type,
       scalar: scalar)

@@ -48,7 +48,9 @@ import Testing
       for b in 0..<2 {
         for h in 0..<3 {
           for r in 0..<20 {
-            for d in 0..<16 { y[((b * 20 + r) * 3 + h) * 16 + d] = x[((b * 3 + h) * 20 + r) * 16 + d] }
+            for d in 0..<16 {
+              y[((b * 20 + r) * 3 + h) * 16 + d] = x[((b * 3 + h) * 20 + r) * 16 + d]
+            }
           }
         }
       }
@@ -78,7 +80,9 @@ import Testing
 
   @Test func bfloat16InAndOut() throws {
     var p = Problem(batch: 1, heads: 2, queries: 30, keys: 60, dim: 64, seed: 6)
-    func bits(_ x: [Float]) -> [UInt16] { x.map { UInt16(truncatingIfNeeded: $0.bitPattern >> 16) } }
+    func bits(_ x: [Float]) -> [UInt16] {
+      x.map { UInt16(truncatingIfNeeded: $0.bitPattern >> 16) }
+    }
     func floats(_ x: [UInt16]) -> [Float] { x.map { Float(bitPattern: UInt32($0) << 16) } }
     let (q, k, v) = (bits(p.q), bits(p.k), bits(p.v))
     (p.q, p.k, p.v) = (floats(q), floats(k), floats(v))
@@ -88,7 +92,8 @@ import Testing
       input: MFA_PRECISION_BF16, output: MFA_PRECISION_BF16)
     let want = p.reference()
     for (got, exact) in zip(floats(out.read(UInt16.self, count: p.outputCount)), want) {
-      #expect(abs(Double(got) - exact) <= abs(exact) / 256 + 1e-5) // one half unit in the last place
+      // One half unit in the last place.
+      #expect(abs(Double(got) - exact) <= abs(exact) / 256 + 1e-5)
     }
   }
 

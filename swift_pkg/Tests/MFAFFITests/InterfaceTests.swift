@@ -81,7 +81,8 @@ import Testing
   @Test func describeIsOneLineOfPairs() {
     var text = [CChar](repeating: 0, count: 256)
     #expect(mfa_portable_describe(&text, text.count) == MFA_SUCCESS.asCode)
-    let line = String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    let line = String(
+      decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
     let keys = line.split(separator: " ").map { $0.split(separator: "=")[0] }
     #expect(keys == ["abi", "isa", "threads", "features"])
     #expect(mfa_portable_describe(&text, 3) == MFA_ERROR_INVALID_ARGS.asCode)

@@ -190,7 +190,8 @@ final class StoreTests: OverlayTestCase {
     policy.timeLimit = timeLimit
     let libraries = ShaderLibraries(policy: policy, origins: ShaderOrigins())
     XCTAssertThrowsError(
-      try libraries.library(device: device(rejecting: "all"), source: Self.simpleSource, options: nil)
+      try libraries.library(
+        device: device(rejecting: "all"), source: Self.simpleSource, options: nil)
     ) { error in
       for part in parts { XCTAssertTrue("\(error)".contains(part), "\(error)") }
       XCTAssertLessThan("\(error)".utf8.count, 20_000)

@@ -25,9 +25,10 @@ public struct SHA256 {
     for start in stride(from: 0, to: message.count, by: 64) {
       compress(&state, message[start..<start + 64])
     }
-    return SHA256Digest(bytes: state.flatMap { word in
-      withUnsafeBytes(of: word.bigEndian) { Array($0) }
-    })
+    return SHA256Digest(
+      bytes: state.flatMap { word in
+        withUnsafeBytes(of: word.bigEndian) { Array($0) }
+      })
   }
 
   private static func compress(_ state: inout [UInt32], _ block: ArraySlice<UInt8>) {
