@@ -226,7 +226,7 @@ def _cc_flags(package: str) -> list[str]:
 
 
 def _cc_build(_temporary: Path, library: Path, log: Path, detail: Callable[[str], None]) -> None:
-    files = sorted(p.relative_to(PACKAGE).as_posix() for p in SOURCES.glob("*.c"))
+    files = sorted(p.relative_to(PACKAGE).as_posix() for p in SOURCES.rglob("*.c"))
     include = (SOURCES / "include").relative_to(PACKAGE).as_posix()
     command = ["cc", *_cc_flags(str(PACKAGE)), f"-I{include}", *files, "-o", str(library)]
     command += ["-lm", "-lpthread"]

@@ -91,7 +91,7 @@ def make(pure: Path, target: Target, out: Path, *, project: Project, log: Path) 
 
 def _compile(target: Target, folder: Path, *, log: Path) -> Path:
     library = folder / target.library
-    sources = sorted(portable.SOURCES.glob("*.c"))
+    sources = sorted(portable.SOURCES.rglob("*.c"))
     command = [
         sys.executable, "-m", "ziglang", "cc", "-target", target.zig, "-std=gnu11", "-O2", "-g0",
         "-fPIC", "-fvisibility=hidden", f"-I{portable.SOURCES / 'include'}",

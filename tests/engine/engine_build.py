@@ -16,7 +16,7 @@ ISAS = ("avx512bf16", "avx512", "avx2", "neon", "generic")
 
 def sources() -> list[str]:
     """Every C file of the engine."""
-    return sorted(str(path) for path in ENGINE.glob("*.c"))
+    return sorted(str(path) for path in ENGINE.rglob("*.c"))
 
 
 def find_clang() -> str | None:

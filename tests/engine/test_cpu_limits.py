@@ -20,7 +20,7 @@ def probe(gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         [
             gcc,
             "-O1",
-            f"-I{ENGINE}",
+            f"-I{ENGINE / 'driver'}",
             str(HERE / "cpu_probe.c"),
             *sources(),
             "-o",

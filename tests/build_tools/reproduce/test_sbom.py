@@ -42,7 +42,7 @@ PORTABLE: dict[str, Any] = {
     "package": {"name": "qwen-mfa", "version": "1.0"},
     "engine": "portable",
     "library": {"file": "libMFAFFI.so", "sha256": "a" * 64},
-    "sources": {"swift_pkg/Sources/MFAFFI/abi.c": "b" * 64},
+    "sources": {"swift_pkg/Sources/MFAFFI/abi/handles.c": "b" * 64},
     "compiler": "gcc 12.2.0",
 }
 

@@ -14,7 +14,7 @@ def build(folder: Path) -> Path:
     """Compile into ``folder`` with cc, and return the library's path."""
     library = folder / "libfaulty.so"
     flags = ["-std=gnu11", "-O1", "-fPIC", "-fvisibility=hidden", f"-I{SOURCES / 'include'}"]
-    engine = [str(path) for path in sorted(SOURCES.glob("*.c"))]
+    engine = [str(path) for path in sorted(SOURCES.rglob("*.c"))]
     cc(folder, *flags, f"-D{ENTRY}=faulty_passed_on", "-c", *engine)
     objects = [str(path) for path in sorted(folder.glob("*.o"))]
     source = str(HERE / "faulty.c")

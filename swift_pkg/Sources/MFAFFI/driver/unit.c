@@ -1,7 +1,7 @@
 /* Keys and values of one unit: which of them count, and packing them for the kernels. */
 #include "plan.h"
 
-#include "include/mfa_ffi.h"
+#include "../include/mfa_ffi.h"
 
 #include <math.h>
 

@@ -1,7 +1,7 @@
 /* Contexts, buffers and the small utilities of the interface. */
-#include "include/mfa_ffi.h"
+#include "../include/mfa_ffi.h"
 
-#include "cpu.h"
+#include "../driver/cpu.h"
 #include "handles.h"
 
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-/* Packing, part of kernel_template.h: rows as they are in memory to tiles, strips and panels. */
+/* Packing, part of template.h: rows as they are in memory to tiles, strips and panels. */
 
 #include "transpose.h"
 

@@ -4,11 +4,11 @@
  * Chains of fused multiply-adds in assembly, independent of each other and more of them than
  * latency times throughput of any current core needs (12); a compiler would fold plain C ones.
  */
-#include "include/mfa_ffi.h"
+#include "../include/mfa_ffi.h"
 
-#include "cpu.h"
+#include "../driver/cpu.h"
 #include "handles.h"
-#include "threads.h"
+#include "../driver/threads.h"
 
 #include <stdatomic.h>
 #include <string.h>

@@ -1,7 +1,7 @@
 #include "mask.h"
 
-#include "include/mfa_ffi.h"
-#include "scalar.h"
+#include "../include/mfa_ffi.h"
+#include "../simd/scalar.h"
 
 #include <float.h>
 #include <math.h>

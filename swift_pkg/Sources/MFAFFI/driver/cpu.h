@@ -2,7 +2,7 @@
 #ifndef MFA_CPU_H
 #define MFA_CPU_H
 
-#include "kernels.h"
+#include "../kernels/kernels.h"
 
 #include <stdbool.h>
 

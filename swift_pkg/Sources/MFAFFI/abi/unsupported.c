@@ -2,7 +2,7 @@
  * What the Metal library can and this engine cannot: exported, so that one binding fits both, and
  * answering with an error code. None of the arguments is touched.
  */
-#include "include/mfa_ffi.h"
+#include "../include/mfa_ffi.h"
 
 #include <string.h>
 

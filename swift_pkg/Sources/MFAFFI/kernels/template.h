@@ -1,5 +1,5 @@
 /*
- * The kernels, written once over a small vector vocabulary. A kernel_<isa>.c defines it and then
+ * The kernels, written once over a small vector vocabulary. A kernels/<isa>.c defines it and then
  * includes this file:
  *
  *   MFA_ISA            suffix of the table's name       MFA_MR, MFA_NV   rows, vectors of a tile
@@ -20,9 +20,9 @@
  * and, with MFA_PAIRS 1,
  *   v_dot_pairs(a, b, c)  c + products of the BF16 pairs in a and b, whose type is vf all the same
  */
-#include "include/mfa_ffi.h"
+#include "../include/mfa_ffi.h"
 #include "kernels.h"
-#include "scalar.h"
+#include "../simd/scalar.h"
 
 #include <float.h>
 #include <math.h>
@@ -139,9 +139,9 @@ MFA_INLINE size_t steps_to(size_t left)
     return left < STEPS_A_LINE ? left : STEPS_A_LINE;
 }
 
-#include "kernel_attend.h"
-#include "kernel_few.h"
-#include "kernel_pack.h"
+#include "attend.h"
+#include "few.h"
+#include "pack.h"
 
 /* ---- results ---- */
 

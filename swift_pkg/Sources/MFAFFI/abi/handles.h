@@ -2,7 +2,7 @@
 #ifndef MFA_HANDLES_H
 #define MFA_HANDLES_H
 
-#include "workspace.h"
+#include "../driver/workspace.h"
 
 #include <stdatomic.h>
 #include <stdbool.h>

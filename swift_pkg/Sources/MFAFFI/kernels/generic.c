@@ -3,7 +3,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "scalar.h"
+#include "../simd/scalar.h"
 
 static bool usable(void)
 {
@@ -93,4 +93,4 @@ V_INLINE void v_store_bf16(unsigned char *p, vf v)
     memcpy(p, half, sizeof half);
 }
 
-#include "kernel_template.h"
+#include "template.h"

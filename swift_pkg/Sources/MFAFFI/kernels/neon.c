@@ -78,7 +78,7 @@ V_INLINE void v_store_bf16(unsigned char *p, vf v)
     vst1_u8(p, vreinterpret_u8_u16(vshrn_n_u32(chosen, 16)));
 }
 
-#include "kernel_template.h"
+#include "template.h"
 
 #else
 typedef int mfa_no_neon_here; /* an empty translation unit is not ISO C */

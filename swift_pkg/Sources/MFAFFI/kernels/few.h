@@ -1,4 +1,4 @@
-/* A few query rows, part of kernel_template.h: keys and values are read where they are, once. */
+/* A few query rows, part of template.h: keys and values are read where they are, once. */
 
 enum { KEYS_AT_ONCE = 4, VECTORS_AT_ONCE = 8, ROWS_AHEAD = 16 };
 

@@ -1,7 +1,7 @@
 /* Runs a problem: the order of the tasks, and who waits for what. */
 #include "problem.h"
 
-#include "include/mfa_ffi.h"
+#include "../include/mfa_ffi.h"
 #include "block.h"
 #include "plan.h"
 #include "share.h"

@@ -25,14 +25,14 @@ static bool usable(void)
 #define MFA_ISA avx512bf16
 #define MFA_ISA_NAME "avx512bf16"
 #define MFA_PAIRS 1
-#include "vectors_avx512.h"
+#include "../simd/avx512.h"
 
 V_INLINE vf v_dot_pairs(vf a, vf b, vf c)
 {
     return _mm512_dpbf16_ps(c, (__m512bh)_mm512_castps_si512(a), (__m512bh)_mm512_castps_si512(b));
 }
 
-#include "kernel_template.h"
+#include "template.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -10,7 +10,7 @@
 #define MFA_PLAN_H
 
 #include "cpu.h"
-#include "kernels.h"
+#include "../kernels/kernels.h"
 #include "problem.h"
 
 #include <stdatomic.h>

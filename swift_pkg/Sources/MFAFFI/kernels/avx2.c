@@ -101,7 +101,7 @@ V_INLINE void v_store_bf16(unsigned char *p, vf v)
     _mm_storeu_si128((__m128i *)(void *)p, _mm256_castsi256_si128(packed));
 }
 
-#include "kernel_template.h"
+#include "template.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,7 +1,7 @@
 /* Every check that stands between a caller's numbers and the first byte read or written. */
 #include "problem.h"
 
-#include "include/mfa_ffi.h"
+#include "../include/mfa_ffi.h"
 
 size_t mfa_precision_size(int precision)
 {

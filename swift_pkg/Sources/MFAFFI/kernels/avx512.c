@@ -24,8 +24,8 @@ static bool usable(void)
 
 #define MFA_ISA avx512
 #define MFA_ISA_NAME "avx512"
-#include "vectors_avx512.h"
-#include "kernel_template.h"
+#include "../simd/avx512.h"
+#include "template.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

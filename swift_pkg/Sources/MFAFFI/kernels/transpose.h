@@ -1,5 +1,5 @@
 /*
- * Rows to columns, for kernel_pack.h: MFA_LANES vectors of as many floats, in place.
+ * Rows to columns, for pack.h: MFA_LANES vectors of as many floats, in place.
  *
  * First four rows at a time, inside each 128 bits. Vector 4 * i + j then holds, as its part k, the
  * elements 4 * k + j of the rows from 4 * i on, and only parts are left to change places. Floats

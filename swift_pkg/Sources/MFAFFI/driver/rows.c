@@ -1,7 +1,7 @@
 #include "rows.h"
 
-#include "include/mfa_ffi.h"
-#include "scalar.h"
+#include "../include/mfa_ffi.h"
+#include "../simd/scalar.h"
 
 #include <math.h>
 #include <string.h>

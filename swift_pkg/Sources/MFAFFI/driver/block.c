@@ -1,7 +1,7 @@
 /* One block of query rows against all keys of its unit. */
 #include "block.h"
 
-#include "include/mfa_ffi.h"
+#include "../include/mfa_ffi.h"
 #include "rows.h"
 
 #include <math.h>

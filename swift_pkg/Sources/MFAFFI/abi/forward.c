@@ -1,8 +1,8 @@
 /* mfa_attention_forward: the published interface on top of the engine. */
-#include "include/mfa_ffi.h"
+#include "../include/mfa_ffi.h"
 
 #include "handles.h"
-#include "problem.h"
+#include "../driver/problem.h"
 
 #include <stddef.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 #include "share.h"
 
-#include "include/mfa_ffi.h"
+#include "../include/mfa_ffi.h"
 
 #include <sched.h>
 

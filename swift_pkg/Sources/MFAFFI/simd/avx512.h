@@ -1,4 +1,4 @@
-/* The vocabulary of kernel_template.h for AVX-512 F and DQ. */
+/* The vocabulary of template.h for AVX-512 F and DQ. */
 #define MFA_LANES 16
 #define MFA_MR 12
 #define MFA_NV 2

@@ -1,9 +1,9 @@
 /* The portable engine's own entry points. */
-#include "include/mfa_ffi.h"
+#include "../include/mfa_ffi.h"
 
-#include "cpu.h"
+#include "../driver/cpu.h"
 #include "handles.h"
-#include "problem.h"
+#include "../driver/problem.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -5,7 +5,7 @@
  */
 #include "plan.h"
 
-#include "include/mfa_ffi.h"
+#include "../include/mfa_ffi.h"
 #include "rows.h"
 
 #include <float.h>

@@ -1,6 +1,6 @@
 #include "plan.h"
 
-#include "include/mfa_ffi.h"
+#include "../include/mfa_ffi.h"
 
 #include <string.h>
 

@@ -1,5 +1,5 @@
 /*
- * One strip of queries against one block of keys, part of kernel_template.h: weights, then weights
+ * One strip of queries against one block of keys, part of template.h: weights, then weights
  * times values.
  */
 
