@@ -109,7 +109,7 @@ class Library:
         raise NativeError(function, code, text)
 
     def new_context(self) -> Context:
-        """Create a context, destroyed exactly once: when dropped, closed, or at exit."""
+        """Create a context, destroyed at most once: when dropped or closed."""
         out = ffi().new("mfa_context_t *")
         self.check("mfa_create_context", self.lib.mfa_create_context(out))
         return Context(self.lib, out[0])
@@ -120,8 +120,10 @@ class Context:
 
     def __init__(self, lib: Any, handle: Any) -> None:
         self.handle = handle
-        # finalize runs at most once, also at interpreter exit, and keeps `lib` alive until then.
+        # finalize runs at most once, and keeps `lib` alive until then.
         self._release = weakref.finalize(self, lib.mfa_destroy_context, handle)
+        # Not at exit: a daemon thread may be in a call that uses it. The system takes it all back.
+        self._release.atexit = False
 
     def close(self) -> None:
         """Destroy the native context now; later calls do nothing."""
@@ -212,7 +214,8 @@ def _opened(path: Path, origin: str, manifest: dict[str, Any], remedy: str) -> L
     if problem:
         raise LibraryError(path, problem, remedy)
     try:
-        lib: Any = ffi().dlopen(str(path))
+        # Never unloaded, as dropping `lib` would, last at exit: threads may be running its code.
+        lib: Any = ffi().dlopen(str(path), ffi().RTLD_NOW | ffi().RTLD_NODELETE)
     except OSError as error:
         raise LibraryError(path, f"the system cannot load it ({error})", remedy) from error
     missing = [name for name in REQUIRED if not hasattr(lib, name)]

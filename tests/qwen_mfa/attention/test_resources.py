@@ -63,22 +63,53 @@ def test_a_dropped_context_is_destroyed() -> None:
     assert counting.destroyed == 1
 
 
-def test_contexts_are_destroyed_at_exit() -> None:
-    code = """
-import mlx.core as mx, qwen_mfa
+# A daemon thread that is nearly always in a call of ours, and never in MLX: what MLX does to such a
+# thread at exit is its own (docs/reliability.md).
+ENDING = """
+import threading, time
+import mlx.core as mx
 from qwen_mfa.kernels import cpu
-q = mx.random.normal((1, 2, 8, 16))
-qwen_mfa.scaled_dot_product_attention(q, q, q, scale=1.0)
-context = cpu._context()
-def shown(*args, original=context._release.detach()):
-    print("destroyed")
-    original[1](*original[2])
-import weakref
-context._release = weakref.finalize(context, shown)
+from qwen_mfa.kernels.base import Call
+from qwen_mfa.native import buffers, library
+from qwen_mfa.problem import describe
+
+q = mx.random.normal((1, 4, 300, 64))
+out = mx.zeros((1, 4, 300, 64))
+mx.eval(q, out)
+cpu.fresh = lambda *args, **kwargs: out
+call, problem = Call(q=q, k=q, v=q, scale=0.125), describe(q, q, q)
+cpu.run(problem, call)
+
+def attend():
+    while True:
+        cpu.run(problem, call)
+
+threading.Thread(target=attend, daemon=True).start()
+time.sleep(0.02)
+"""
+
+
+def test_exit_destroys_nothing_that_a_daemon_thread_uses() -> None:
+    """It ended by SIGSEGV in most of the runs, while contexts were destroyed at exit."""
+    for _ in range(6):
+        done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc/self/maps")
+def test_a_library_stays_in_memory_when_nothing_refers_to_it() -> None:
+    code = """
+import gc
+from qwen_mfa.native import library
+path = str(library.load().path)
+library.forget()
+library.ffi.cache_clear()
+gc.collect()
+with open("/proc/self/maps") as maps:
+    print(path in maps.read())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["destroyed"]
-    assert not done.stderr
+    assert done.stdout.strip() == "True"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
