@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ import mlx.core as mx
 from qwen_mfa import counters, telemetry
 from qwen_mfa.kernels import mlx as reference
 from qwen_mfa.kernels.base import Call
+from qwen_mfa.native import buffers
 from qwen_mfa.problem import describe
 from qwen_mfa.selection import choose, override
 from qwen_mfa.transforms import padding
@@ -94,9 +97,22 @@ def scaled_dot_product_attention(
 _mlx_because: dict[object, str] = {}
 _MOST_KEYS = 4096  # a bound on memory
 choose.when_forgotten(_mlx_because.clear)
+# A forked child takes no short cut: see below.
+os.register_at_fork(after_in_child=_mlx_because.clear)
 
 
 def _attend(call: Call, key: object = None) -> mx.array:
+    stream = buffers.working_stream()
+    if stream is None:
+        return _dispatch(call, key)
+    # In a forked child MLX's default streams are dead, also for what MLX's own kernel computes.
+    if isinstance(call.stream, mx.Stream):
+        return _dispatch(call)
+    with mx.stream(stream):
+        return _dispatch(replace(call, stream=None))
+
+
+def _dispatch(call: Call, key: object = None) -> mx.array:
     problem = describe(call.q, call.k, call.v, call.mask, call.sinks)
     if problem is None or not isinstance(call.scale, (int, float)) or call.force_fused:
         return _by_mlx(problem, call, "MLX judges this call")

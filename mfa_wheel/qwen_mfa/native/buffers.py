@@ -193,12 +193,13 @@ os.register_at_fork(after_in_child=_after_fork)  # a hook only: nothing runs unt
 
 
 def working_stream() -> mx.Stream | None:
-    """Return the stream for our own small operations: ``None``, the default one, nearly always.
+    """Return the stream for all that we compute: ``None``, the default one, nearly always.
 
     In a forked child MLX's default stream belongs to a thread that does not exist there, and
-    evaluating on it waits for ever (seen with MLX 0.32.4). A stream made in the child works.
+    evaluating on it waits for ever (seen with MLX 0.32.4; docs/reliability.md has a reproduction
+    without us). A stream made in the child works. GPUs do not survive a fork in any case.
     """
-    if not _forked:
+    if not _forked or mx.default_device().type != mx.DeviceType.cpu:
         return None
     stream: mx.Stream | None = getattr(_local, "stream", None)
     if stream is None:

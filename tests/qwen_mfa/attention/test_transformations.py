@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import qwen_mfa
+from qwen_mfa.selection import choose
 
 from .problems import Shape, as_numpy, draw
 
@@ -195,3 +196,32 @@ def test_after_fork() -> None:
         os._exit(int(wrong))
     assert os.waitpid(child, 0)[1] == 0
     np.testing.assert_allclose(np.array(ours(q, k, v)), expected, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("how", ["chosen", "remembered", "device", "padding"])
+def test_after_fork_mlx_s_kernel_answers_too(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its result was left on a stream that never answers in the child."""
+    monkeypatch.setenv("QWEN_MFA_BACKEND", "mlx")
+    choose.reset()
+    rows = 2100 if how == "padding" else 200
+    q, k, v = draw(Shape(sq=rows, skv=rows))
+    options: dict[str, Any] = {"mask": None}
+    if how == "padding":
+        options["mask"] = mx.arange(rows)[None, None, None] < rows - 7
+    if how == "device":
+        options["stream"] = mx.cpu
+    if how == "remembered":
+        ours(q, k, v)
+    expected = np.array(theirs(q, k, v, mask=options["mask"]))
+    mx.eval(q, k, v)
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        try:
+            wrong = np.abs(np.array(memoryview(ours(q, k, v, **options))) - expected).max() > 1e-5
+            os._exit(int(wrong))
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
