@@ -64,13 +64,13 @@ static double peak_kernel(void)
 #if defined(__x86_64__)
     long steps = PEAK_STEPS;
 #define LOOP(CHAIN)                                                                                \
-    __asm__ volatile("1:\n" CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5) CHAIN(6) CHAIN(7) \
-                         CHAIN(8) CHAIN(9) CHAIN(10) CHAIN(11) CHAIN(12) CHAIN(13)                 \
-                     "sub $1, %0\n"                                                               \
-                     "jnz 1b\n"                                                                   \
-                     "vzeroupper\n"                                                               \
-                     : "+r"(steps)                                                                \
-                     :                                                                            \
+    __asm__ volatile("1:\n" CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5) CHAIN(6)         \
+                         CHAIN(7) CHAIN(8) CHAIN(9) CHAIN(10) CHAIN(11) CHAIN(12)                  \
+                             CHAIN(13) "sub $1, %0\n"                                              \
+                                       "jnz 1b\n"                                                  \
+                                       "vzeroupper\n"                                              \
+                     : "+r"(steps)                                                                 \
+                     :                                                                             \
                      : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",     \
                        "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "cc")
 #define CHAIN_256(n) "vfmadd231ps %%ymm" #n ", %%ymm" #n ", %%ymm" #n "\n"
@@ -86,9 +86,9 @@ static double peak_kernel(void)
     __asm__ volatile("1:\n"
 #define CHAIN(n) "fmla v" #n ".4s, v" #n ".4s, v" #n ".4s\n"
                      CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5) CHAIN(6) CHAIN(7)
-                     CHAIN(8) CHAIN(9) CHAIN(10) CHAIN(11) CHAIN(12) CHAIN(13) CHAIN(14) CHAIN(15)
-                     "subs %0, %0, #1\n"
-                     "b.ne 1b\n"
+                         CHAIN(8) CHAIN(9) CHAIN(10) CHAIN(11) CHAIN(12) CHAIN(13) CHAIN(14)
+                             CHAIN(15) "subs %0, %0, #1\n"
+                                       "b.ne 1b\n"
                      : "+r"(steps)
                      :
                      : "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11",
@@ -186,27 +186,45 @@ static void parse(bench_case *c, const char *text)
         }
         *value++ = '\0';
         uint32_t number = (uint32_t)strtoul(value, NULL, 10);
-        if (!strcmp(item, "b")) c->b = number;
-        else if (!strcmp(item, "h")) c->h = number;
-        else if (!strcmp(item, "hkv")) c->hkv = number;
-        else if (!strcmp(item, "sq")) c->sq = number;
-        else if (!strcmp(item, "skv")) c->skv = number;
-        else if (!strcmp(item, "s")) c->sq = c->skv = number;
-        else if (!strcmp(item, "d")) c->d = number;
-        else if (!strcmp(item, "dv")) c->dv = number;
-        else if (!strcmp(item, "causal")) c->causal = (int)number;
-        else if (!strcmp(item, "keep")) c->keep = number;
-        else if (!strcmp(item, "threads")) c->threads = number;
-        else if (!strcmp(item, "layout")) c->bshd = !strcmp(value, "bshd");
-        else if (!strcmp(item, "lib")) open_engine(c, value);
-        else if (!strcmp(item, "clock")) c->cpu_time = !strcmp(value, "cpu");
-        else if (!strcmp(item, "isa")) snprintf(c->isa, sizeof c->isa, "%s", value);
+        if (!strcmp(item, "b"))
+            c->b = number;
+        else if (!strcmp(item, "h"))
+            c->h = number;
+        else if (!strcmp(item, "hkv"))
+            c->hkv = number;
+        else if (!strcmp(item, "sq"))
+            c->sq = number;
+        else if (!strcmp(item, "skv"))
+            c->skv = number;
+        else if (!strcmp(item, "s"))
+            c->sq = c->skv = number;
+        else if (!strcmp(item, "d"))
+            c->d = number;
+        else if (!strcmp(item, "dv"))
+            c->dv = number;
+        else if (!strcmp(item, "causal"))
+            c->causal = (int)number;
+        else if (!strcmp(item, "keep"))
+            c->keep = number;
+        else if (!strcmp(item, "threads"))
+            c->threads = number;
+        else if (!strcmp(item, "layout"))
+            c->bshd = !strcmp(value, "bshd");
+        else if (!strcmp(item, "lib"))
+            open_engine(c, value);
+        else if (!strcmp(item, "clock"))
+            c->cpu_time = !strcmp(value, "cpu");
+        else if (!strcmp(item, "isa"))
+            snprintf(c->isa, sizeof c->isa, "%s", value);
         else if (!strcmp(item, "dt"))
             c->precision = !strcmp(value, "bf16")   ? MFA_PRECISION_BF16
                            : !strcmp(value, "fp16") ? MFA_PRECISION_FP16
                                                     : MFA_PRECISION_FP32;
         else if (!strcmp(item, "mask"))
-            c->mask = !strcmp(value, "pad") ? 1 : !strcmp(value, "padf") ? 2 : !strcmp(value, "full") ? 3 : 0;
+            c->mask = !strcmp(value, "pad")    ? 1
+                      : !strcmp(value, "padf") ? 2
+                      : !strcmp(value, "full") ? 3
+                                               : 0;
         else {
             fprintf(stderr, "unknown key '%s'\n", item);
             exit(2);
@@ -241,7 +259,8 @@ static void *filled(uint64_t count, int precision)
     return data;
 }
 
-static void lay_out(int64_t stride[3], const bench_case *c, uint32_t heads, uint32_t rows, uint32_t d)
+static void lay_out(int64_t stride[3], const bench_case *c, uint32_t heads, uint32_t rows,
+                    uint32_t d)
 {
     stride[2] = c->bshd ? (int64_t)heads * d : d;
     stride[1] = c->bshd ? d : (int64_t)rows * d;
@@ -253,7 +272,8 @@ static void prepare(bench_case *c)
     mfa_portable_args_t *a = &c->args;
     size_t size = c->precision == MFA_PRECISION_FP32 ? 4 : 2;
     uint64_t q = (uint64_t)c->b * c->h * c->sq * c->d, k = (uint64_t)c->b * c->hkv * c->skv * c->d;
-    uint64_t v = (uint64_t)c->b * c->hkv * c->skv * c->dv, o = (uint64_t)c->b * c->h * c->sq * c->dv;
+    uint64_t v = (uint64_t)c->b * c->hkv * c->skv * c->dv,
+             o = (uint64_t)c->b * c->h * c->sq * c->dv;
     a->struct_bytes = sizeof *a;
     a->batch = c->b;
     a->heads_q = c->h;

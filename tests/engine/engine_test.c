@@ -211,8 +211,8 @@ static void describe_problem(const mfa_portable_args_t *a, char *text, size_t si
              a->batch, a->heads_q, a->heads_kv, a->seq_q, a->seq_kv, a->head_dim, a->value_dim,
              a->input_precision, a->output_precision, a->mask_type, a->mask_scalar_type,
              (long long)a->mask_strides[0], (long long)a->mask_strides[1],
-             (long long)a->mask_strides[2], (long long)a->mask_strides[3], a->causal,
-             a->empty_rows, a->max_threads, a->sinks != NULL, (double)a->scale);
+             (long long)a->mask_strides[2], (long long)a->mask_strides[3], a->causal, a->empty_rows,
+             a->max_threads, a->sinks != NULL, (double)a->scale);
 }
 
 /* Rounding of the output's format, plus FP32 arithmetic on scores of a few units. */
@@ -220,9 +220,9 @@ static bool close_to(double got, double want, int precision)
 {
     if (isnan(want) || isnan(got))
         return isnan(want) && isnan(got);
-    double rounding = precision == MFA_PRECISION_BF16 ? 1.0 / 256 : precision == MFA_PRECISION_FP16
-                          ? 1.0 / 2048
-                          : 0;
+    double rounding = precision == MFA_PRECISION_BF16   ? 1.0 / 256
+                      : precision == MFA_PRECISION_FP16 ? 1.0 / 2048
+                                                        : 0;
     return fabs(got - want) <= 2e-5 + 4e-6 * fabs(want) + 0.502 * rounding * fabs(want) * 2;
 }
 
@@ -245,8 +245,9 @@ static void check_output(const mfa_portable_args_t *a, const char *what)
                     double got = read_element(a->out, at + d, a->output_precision);
                     if (!close_to(got, row[d], a->output_precision)) {
                         char text[400];
-                        int used = snprintf(text, sizeof text, "(%u,%u,%u,%u) got %.9g want %.9g: ",
-                                            b, h, i, d, got, row[d]);
+                        int used =
+                            snprintf(text, sizeof text, "(%u,%u,%u,%u) got %.9g want %.9g: ", b, h,
+                                     i, d, got, row[d]);
                         describe_problem(a, text + used, sizeof text - (size_t)used);
                         fail(what, text);
                         goto done;
@@ -378,8 +379,8 @@ static void run_forward_once(void)
         shape[axis] = a->mask_strides[axis] ? (int64_t)full[axis] : 1;
     while (skip < 3 && shape[skip] == 1 && chance(50))
         skip++;
-    static const char *const names[3][2] = {{"fp16", "Float16"}, {"bf16", "BFloat16"},
-                                            {"fp32", "FLOAT32"}};
+    static const char *const names[3][2] = {
+        {"fp16", "Float16"}, {"bf16", "BFloat16"}, {"fp32", "FLOAT32"}};
     mfa_error_t error;
     if (chance(30))
         error = mfa_attention_forward_str(
@@ -403,20 +404,20 @@ static void run_forward_once(void)
     } else {
         const uint32_t stored[4] = {q_size[0], q_size[1], q_size[3], q_size[2]};
         const unsigned char *result = mfa_buffer_contents(out.buffer);
-        unsigned char *back = out.flipped
-                                  ? transposed(result, stored, element_size(a->output_precision))
-                                  : NULL;
+        unsigned char *back =
+            out.flipped ? transposed(result, stored, element_size(a->output_precision)) : NULL;
         a->out = back ? back : out.stored;
         a->out_bytes = 0; /* no gaps to look at */
-        double *scores = malloc(a->seq_kv * sizeof *scores), *row = malloc(a->head_dim * sizeof *row);
+        double *scores = malloc(a->seq_kv * sizeof *scores),
+               *row = malloc(a->head_dim * sizeof *row);
         bool good = true;
         for (uint32_t i = 0; i < a->batch * a->heads_q * a->seq_q && good; i++) {
             uint32_t b = i / a->seq_q / a->heads_q, h = i / a->seq_q % a->heads_q;
             reference_row(a, b, h, i % a->seq_q, scores, row);
             for (uint32_t d = 0; d < a->head_dim && good; d++)
-                good = close_to(read_element(a->out, (int64_t)i * a->head_dim + d,
-                                             a->output_precision),
-                                row[d], a->output_precision);
+                good = close_to(
+                    read_element(a->out, (int64_t)i * a->head_dim + d, a->output_precision), row[d],
+                    a->output_precision);
         }
         if (!good) {
             char text[400];
@@ -613,12 +614,12 @@ static void refuse(special *s, const char *what)
     free(s);
 }
 
-#define REFUSE(change)            \
-    do {                          \
-        special *s = new_special(); \
-        mfa_portable_args_t *a = &s->args; \
-        change;                   \
-        refuse(s, #change);       \
+#define REFUSE(change)                                                                             \
+    do {                                                                                           \
+        special *s = new_special();                                                                \
+        mfa_portable_args_t *a = &s->args;                                                         \
+        change;                                                                                    \
+        refuse(s, #change);                                                                        \
     } while (0)
 
 static void refuse_portable(void)
@@ -717,7 +718,8 @@ static void refuse_forward(void)
     expect(forward(context, in, out, 0, 8, 8, 2, NULL, 0, 0) == 1, "batch 0");
     expect(forward(context, in, out, 1, 0, 8, 2, NULL, 0, 0) == 1, "rows 0");
     expect(forward(context, in, out, 1, 8, 0, 2, NULL, 0, 0) == 1, "head_dim 0");
-    expect(forward(context, in, out, UINT32_MAX, UINT32_MAX, 65535, 2, NULL, 0, 0) == 1, "overflow");
+    expect(forward(context, in, out, UINT32_MAX, UINT32_MAX, 65535, 2, NULL, 0, 0) == 1,
+           "overflow");
     expect(forward(context, in, out, 1, 8, 8, 3, NULL, 0, 0) == 1, "int8");
     expect(forward(context, in, out, 1, 8, 8, 9, NULL, 0, 0) == 1, "unknown precision");
     expect(forward(context, in, out, 1, 8, 8, 2, wrong, 4, 1) == 1, "mask of a wrong size");
@@ -725,23 +727,23 @@ static void refuse_forward(void)
     expect(forward(context, in, out, 1, 8, 8, 2, good, 0, 1) == 1, "mask of no sizes");
     expect(forward(context, in, out, 1, 8, 8, 2, NULL, 4, 1) == 1, "mask type without a mask");
     expect(forward(context, in, out, 1, 8, 8, 2, good, 4, 7) == 1, "unknown mask type");
-    expect(mfa_attention_forward_str(context, in, in, in, out, 1, 8, 8, 1, 8, 1, false, "fp31", NULL,
-                                     NULL, false, false, false, false, NULL, 0, NULL, NULL, 0, 0,
-                                     0) == 1,
+    expect(mfa_attention_forward_str(context, in, in, in, out, 1, 8, 8, 1, 8, 1, false, "fp31",
+                                     NULL, NULL, false, false, false, false, NULL, 0, NULL, NULL, 0,
+                                     0, 0) == 1,
            "unknown name");
     int64_t shape[4] = {1, 1, 8, 8}, strides[4] = {64, 64, 8, 1};
-    expect(mfa_buffer_from_ptr_with_strides(context, mfa_buffer_contents(in), 256, shape, strides, 5,
-                                            &bad) == 1 &&
+    expect(mfa_buffer_from_ptr_with_strides(context, mfa_buffer_contents(in), 256, shape, strides,
+                                            5, &bad) == 1 &&
                !bad,
            "five dimensions");
     strides[2] = -8;
-    expect(mfa_buffer_from_ptr_with_strides(context, mfa_buffer_contents(in), 256, shape, strides, 4,
-                                            &bad) == 1,
+    expect(mfa_buffer_from_ptr_with_strides(context, mfa_buffer_contents(in), 256, shape, strides,
+                                            4, &bad) == 1,
            "negative stride");
     strides[2] = 8;
     shape[2] = 7;
-    expect(mfa_buffer_from_ptr_with_strides(context, mfa_buffer_contents(in), 256, shape, strides, 4,
-                                            &bad) == 0,
+    expect(mfa_buffer_from_ptr_with_strides(context, mfa_buffer_contents(in), 256, shape, strides,
+                                            4, &bad) == 0,
            "seven rows");
     expect(forward(context, bad, out, 1, 8, 8, 2, NULL, 0, 0) == 1, "shape unlike the call's");
     mfa_destroy_buffer(bad);
@@ -773,8 +775,9 @@ static void refuse_rest(void)
     mfa_get_quantized_layout(MFA_QUANT_KERNEL_FORWARD, NULL);
     mfa_get_quantized_capabilities(NULL);
     expect(mfa_get_gpu_latency(NULL) == 0, "latency of nothing");
-    expect(mfa_attention_backward(context, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-                                  1, 1, 1, 1, 1, 1, false, 2, 2, false, false, false, false) == 3,
+    expect(mfa_attention_backward(context, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                                  NULL, 1, 1, 1, 1, 1, 1, false, 2, 2, false, false, false,
+                                  false) == 3,
            "backward");
     expect(mfa_mla_create_context(NULL) == 3, "MLA");
     mfa_quantized_layout_t layout;

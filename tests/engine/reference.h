@@ -17,15 +17,9 @@ static inline uint32_t random_bits(void)
     return (uint32_t)(random_state >> 33);
 }
 
-static inline uint32_t random_below(uint32_t limit)
-{
-    return limit ? random_bits() % limit : 0;
-}
+static inline uint32_t random_below(uint32_t limit) { return limit ? random_bits() % limit : 0; }
 
-static inline bool chance(uint32_t percent)
-{
-    return random_below(100) < percent;
-}
+static inline bool chance(uint32_t percent) { return random_below(100) < percent; }
 
 static inline double random_normal(void)
 {
@@ -84,14 +78,12 @@ static inline uint16_t encode_half(double value, int exponent_bits)
     return (uint16_t)(sign | (bits > infinity ? infinity : bits));
 }
 
-static inline size_t element_size(int precision)
-{
-    return precision == MFA_PRECISION_FP32 ? 4 : 2;
-}
+static inline size_t element_size(int precision) { return precision == MFA_PRECISION_FP32 ? 4 : 2; }
 
 static inline double read_element(const void *base, int64_t index, int precision)
 {
-    const unsigned char *at = (const unsigned char *)base + index * (int64_t)element_size(precision);
+    const unsigned char *at =
+        (const unsigned char *)base + index * (int64_t)element_size(precision);
     if (precision == MFA_PRECISION_FP32) {
         float value;
         memcpy(&value, at, sizeof value);
@@ -133,9 +125,8 @@ static inline void reference_row(const mfa_portable_args_t *a, uint32_t b, uint3
 {
     const uint32_t kv = h / (a->heads_q / a->heads_kv);
     const int64_t qi = b * a->q_strides[0] + h * a->q_strides[1] + i * a->q_strides[2];
-    const int64_t shift = a->causal == MFA_CAUSAL_BOTTOM_RIGHT
-                              ? (int64_t)a->seq_kv - (int64_t)a->seq_q
-                              : 0;
+    const int64_t shift =
+        a->causal == MFA_CAUSAL_BOTTOM_RIGHT ? (int64_t)a->seq_kv - (int64_t)a->seq_q : 0;
     double largest = a->sinks ? (double)a->sinks[h] : -INFINITY;
     bool kept = false, broken = false;
     for (uint32_t j = 0; j < a->seq_kv; j++) {

@@ -126,9 +126,9 @@ static mfa_precision_t precision_of(const char *name)
         const char *name;
         mfa_precision_t precision;
     } known[] = {
-        {"fp16", MFA_PRECISION_FP16},     {"float16", MFA_PRECISION_FP16},
-        {"bf16", MFA_PRECISION_BF16},     {"bfloat16", MFA_PRECISION_BF16},
-        {"fp32", MFA_PRECISION_FP32},     {"float32", MFA_PRECISION_FP32},
+        {"fp16", MFA_PRECISION_FP16}, {"float16", MFA_PRECISION_FP16},
+        {"bf16", MFA_PRECISION_BF16}, {"bfloat16", MFA_PRECISION_BF16},
+        {"fp32", MFA_PRECISION_FP32}, {"float32", MFA_PRECISION_FP32},
     };
     if (!name)
         return MFA_PRECISION_FP32;

@@ -151,10 +151,7 @@ const char *mfa_error_string(mfa_error_t error)
     return strdup(known ? text[error] : "unknown error code");
 }
 
-bool mfa_is_device_supported(void)
-{
-    return true;
-}
+bool mfa_is_device_supported(void) { return true; }
 
 void mfa_get_version(int *major, int *minor, int *patch)
 {

@@ -29,11 +29,11 @@ static double peak_avx2(void)
     __asm__ volatile("1:\n"
 #define CHAIN(n) "vfmadd231ps %%ymm" #n ", %%ymm" #n ", %%ymm" #n "\n"
                      CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5) CHAIN(6) CHAIN(7)
-                     CHAIN(8) CHAIN(9) CHAIN(10) CHAIN(11) CHAIN(12) CHAIN(13)
+                         CHAIN(8) CHAIN(9) CHAIN(10) CHAIN(11) CHAIN(12) CHAIN(13)
 #undef CHAIN
-                     "sub $1, %0\n"
-                     "jnz 1b\n"
-                     "vzeroupper\n"
+                             "sub $1, %0\n"
+                             "jnz 1b\n"
+                             "vzeroupper\n"
                      : "+r"(steps)
                      :
                      : CLOBBERED);
@@ -46,11 +46,11 @@ static double peak_avx512(void)
     __asm__ volatile("1:\n"
 #define CHAIN(n) "vfmadd231ps %%zmm" #n ", %%zmm" #n ", %%zmm" #n "\n"
                      CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5) CHAIN(6) CHAIN(7)
-                     CHAIN(8) CHAIN(9) CHAIN(10) CHAIN(11) CHAIN(12) CHAIN(13)
+                         CHAIN(8) CHAIN(9) CHAIN(10) CHAIN(11) CHAIN(12) CHAIN(13)
 #undef CHAIN
-                     "sub $1, %0\n"
-                     "jnz 1b\n"
-                     "vzeroupper\n"
+                             "sub $1, %0\n"
+                             "jnz 1b\n"
+                             "vzeroupper\n"
                      : "+r"(steps)
                      :
                      : CLOBBERED);
@@ -76,11 +76,11 @@ static double peak_neon(void)
     __asm__ volatile("1:\n"
 #define CHAIN(n) "fmla v" #n ".4s, v" #n ".4s, v" #n ".4s\n"
                      CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5) CHAIN(6) CHAIN(7)
-                     CHAIN(16) CHAIN(17) CHAIN(18) CHAIN(19) CHAIN(20) CHAIN(21) CHAIN(22)
-                     CHAIN(23)
+                         CHAIN(16) CHAIN(17) CHAIN(18) CHAIN(19) CHAIN(20) CHAIN(21) CHAIN(22)
+                             CHAIN(23)
 #undef CHAIN
-                     "subs %0, %0, #1\n"
-                     "b.ne 1b\n"
+                                 "subs %0, %0, #1\n"
+                                 "b.ne 1b\n"
                      : "+r"(steps)
                      :
                      : "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v16", "v17", "v18", "v19",
@@ -107,15 +107,15 @@ static unsigned loops(peak_loop found[2])
 typedef struct {
     peak_loop loop;
     _Atomic unsigned long done;  /* loops finished, by all threads together */
-    _Atomic unsigned long asked; /* loops begun */
-    unsigned long most;
+    _Atomic unsigned long started; /* loops begun */
+    unsigned long limit;
 } peak_job;
 
 static void run(void *argument, unsigned index)
 {
     peak_job *job = argument;
     (void)index;
-    while (atomic_fetch_add(&job->asked, 1) < job->most) {
+    while (atomic_fetch_add(&job->started, 1) < job->limit) {
         job->loop();
         atomic_fetch_add(&job->done, 1);
     }
@@ -137,7 +137,7 @@ mfa_error_t mfa_portable_peak(uint32_t max_threads, double *flops_per_second)
     for (unsigned i = 0; i < count; i++) {
         double operations = found[i](); /* warm: clocks rise, and it tells what one loop does */
         /* Several loops a thread, so that a late start and an early end weigh little. */
-        peak_job job = {.loop = found[i], .most = 8UL * threads};
+        peak_job job = {.loop = found[i], .limit = 8UL * threads};
         double start = mfa_seconds_now();
         mfa_pool_run(run, &job, threads, setup.threads);
         double rate = operations * (double)atomic_load(&job.done) / (mfa_seconds_now() - start);

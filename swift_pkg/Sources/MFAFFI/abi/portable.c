@@ -11,8 +11,8 @@
 static mfa_operand operand(const void *data, uint64_t bytes, const int64_t stride[3],
                            int32_t precision)
 {
-    mfa_operand x = {(unsigned char *)(uintptr_t)data, bytes,
-                     {stride[0], stride[1], stride[2], 1}, precision};
+    mfa_operand x = {
+        (unsigned char *)(uintptr_t)data, bytes, {stride[0], stride[1], stride[2], 1}, precision};
     return x;
 }
 
@@ -48,7 +48,10 @@ mfa_error_t mfa_portable_attention(mfa_context_t context, const mfa_portable_arg
         .k = operand(args->k, args->k_bytes, args->k_strides, args->input_precision),
         .v = operand(args->v, args->v_bytes, args->v_strides, args->input_precision),
         .out = operand(args->out, args->out_bytes, args->out_strides, args->output_precision),
-        .mask = {args->mask, args->mask_bytes, {ms[0], ms[1], ms[2], ms[3]}, args->mask_type,
+        .mask = {args->mask,
+                 args->mask_bytes,
+                 {ms[0], ms[1], ms[2], ms[3]},
+                 args->mask_type,
                  args->mask_scalar_type},
         .sinks = args->sinks,
         .scale = args->scale,
@@ -67,10 +70,10 @@ mfa_error_t mfa_portable_describe(char *text, size_t size)
     mfa_setup setup;
     bool good = mfa_setup_read(&setup);
     char line[256];
-    int length = snprintf(line, sizeof line, "abi=%d isa=%s threads=%u features=%s%s%s%s",
-                          MFA_PORTABLE_ABI, good ? setup.kernels->name : "none", setup.threads,
-                          mfa_cpu_features(), good ? "" : " error=\"", setup.error,
-                          good ? "" : "\"");
+    int length =
+        snprintf(line, sizeof line, "abi=%d isa=%s threads=%u features=%s%s%s%s", MFA_PORTABLE_ABI,
+                 good ? setup.kernels->name : "none", setup.threads, mfa_cpu_features(),
+                 good ? "" : " error=\"", setup.error, good ? "" : "\"");
     if (!text || length < 0 || (size_t)length >= size)
         return MFA_ERROR_INVALID_ARGS;
     memcpy(text, line, (size_t)length + 1);

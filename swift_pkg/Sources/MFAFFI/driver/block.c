@@ -12,8 +12,8 @@ typedef struct {
     const mfa_slot *slot;
     mfa_scratch *scratch;
     size_t unit, first_row, row_count; /* rows of the unit, flat over (head of group, query) */
-    uint32_t most_keys;                /* the largest limit of the block */
-    mfa_ahead ahead;
+    uint32_t max_keys;                /* the largest limit of the block */
+    mfa_prefetch prefetch;
 } block;
 
 static mfa_row_place place_of(const block *b, size_t row)
@@ -27,7 +27,7 @@ static mfa_row_place place_of(const block *b, size_t row)
 static uint32_t kept_below(const block *b, uint32_t keys)
 {
     uint32_t low = 0, high = b->slot->key_count;
-    if (!b->plan->selects)
+    if (!b->plan->packed.selects)
         return keys;
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
@@ -43,16 +43,16 @@ static void find_limits(block *b)
 {
     const mfa_problem *p = b->plan->problem;
     uint32_t *limits = b->scratch->limits;
-    b->most_keys = 0;
+    b->max_keys = 0;
     for (size_t row = 0; row < b->row_count; row++) {
         limits[row] = p->causal == MFA_CAUSAL_NONE
                           ? b->slot->key_count
                           : kept_below(b, mfa_causal_keys(p, place_of(b, row).query));
-        if (limits[row] > b->most_keys)
-            b->most_keys = limits[row];
+        if (limits[row] > b->max_keys)
+            b->max_keys = limits[row];
     }
-    size_t padded = (b->row_count + b->plan->kernels->mr - 1) / b->plan->kernels->mr *
-                    b->plan->kernels->mr;
+    size_t padded =
+        (b->row_count + b->plan->kernels->mr - 1) / b->plan->kernels->mr * b->plan->kernels->mr;
     for (size_t row = b->row_count; row < padded; row++)
         limits[row] = limits[b->row_count - 1]; /* rows of zeros that fill the last strip */
 }
@@ -72,7 +72,7 @@ static void pack_queries(const block *b)
         }
         mfa_source from = {rows, count, p->head_dim, p->q.stride[3], p->q.precision};
         float *strip = b->scratch->queries + first * p->head_dim;
-        if (b->plan->paired)
+        if (b->plan->packed.paired)
             b->plan->kernels->pack_pairs(strip, mr, &from);
         else
             b->plan->kernels->pack_columns(strip, mr, &from, p->scale * MFA_LOG2E);
@@ -102,26 +102,27 @@ static void start_states(const block *b)
 enum { OWN_RUNS = 2 }; /* the block's own: queries and results; a tile's come on top */
 
 /* Rows from flat row `row` of a unit on: as many as lie one after the other, up to a block. */
-static void ask_for_rows(block *b, const mfa_operand *x, size_t unit, size_t row, uint32_t columns)
+static void prefetch_rows(block *b, const mfa_operand *x, size_t unit, size_t row, uint32_t columns)
 {
     if (unit >= b->plan->units)
         return;
     mfa_row_place at = mfa_place_of(b->plan, unit, row);
     const size_t rows = b->plan->problem->seq_q - at.query;
-    mfa_ahead_add(&b->ahead, x, at.batch, at.head, at.query,
-                  rows < b->plan->block_rows ? rows : b->plan->block_rows, columns);
+    mfa_prefetch_add(&b->prefetch, x, at.batch, at.head, at.query,
+                     rows < b->plan->packed.block_rows ? rows : b->plan->packed.block_rows,
+                     columns);
 }
 
 /* Where this block's results go, and the queries that this thread will probably take next. */
-static void look_ahead(block *b, size_t number)
+static void prefetch_next(block *b, size_t number)
 {
     const mfa_plan *plan = b->plan;
     const mfa_problem *p = plan->problem;
     const size_t next = number + plan->threads;
-    b->ahead.runs = 0;
-    ask_for_rows(b, &p->q, b->unit + next / plan->blocks, next % plan->blocks * plan->block_rows,
-                 p->head_dim);
-    ask_for_rows(b, &p->out, b->unit, b->first_row, p->value_dim);
+    b->prefetch.runs = 0;
+    prefetch_rows(b, &p->q, b->unit + next / plan->packed.blocks,
+                  next % plan->packed.blocks * plan->packed.block_rows, p->head_dim);
+    prefetch_rows(b, &p->out, b->unit, b->first_row, p->value_dim);
 }
 
 /* ---- the sweep over the keys ---- */
@@ -156,18 +157,18 @@ static void attend_strip(block *b, size_t strip, size_t first_key)
     const mfa_problem *p = plan->problem;
     const unsigned mr = plan->kernels->mr;
     const uint32_t *limits = b->scratch->limits + strip * mr;
-    uint32_t visible[MFA_MAX_MR], most = 0, least = UINT32_MAX;
+    uint32_t visible[MFA_MAX_MR], max = 0, min = UINT32_MAX;
     for (unsigned r = 0; r < mr; r++) {
         visible[r] = limits[r] > first_key ? limits[r] - (uint32_t)first_key : 0;
-        most = visible[r] > most ? visible[r] : most;
-        least = visible[r] < least ? visible[r] : least;
+        max = visible[r] > max ? visible[r] : max;
+        min = visible[r] < min ? visible[r] : min;
     }
-    if (most == 0)
+    if (max == 0)
         return;
-    uint32_t keys = most < plan->key_block ? most : plan->key_block;
+    uint32_t keys = max < plan->packed.key_block ? max : plan->packed.key_block;
     const float *bias[MFA_MAX_MR];
     bool biased = false;
-    if (plan->selects) {
+    if (plan->packed.selects) {
         biased = b->slot->biased;
         for (unsigned r = 0; r < mr; r++)
             bias[r] = b->slot->biases + first_key;
@@ -183,16 +184,16 @@ static void attend_strip(block *b, size_t strip, size_t first_key)
         .weights = b->scratch->weights,
         .output = b->scratch->output + strip * mr * plan->padded_value_dim,
         .state = &b->scratch->states[strip],
-        .panel_stride = plan->panel_stride,
+        .panel_stride = plan->packed.panel_stride,
         .head_dim = p->head_dim,
         .value_dim = p->value_dim,
-        .paired = plan->paired,
+        .paired = plan->packed.paired,
         .scale = p->scale * MFA_LOG2E,
         .keys_seen = keys,
-        .clipped = least < mfa_padded_dim(keys, plan->kernels->lanes),
+        .clipped = min < mfa_padded_dim(keys, plan->kernels->lanes),
         .visible = visible,
         .bias = biased ? bias : NULL,
-        .ahead = &b->ahead,
+        .prefetch = &b->prefetch,
     };
     plan->kernels->attend(&s);
 }
@@ -203,30 +204,29 @@ static void finish_row(const block *b, size_t row)
 {
     const mfa_kernels *k = b->plan->kernels;
     const size_t strip = row / k->mr;
-    float sum = k->gather(b->scratch->plain,
-                          b->scratch->output + strip * k->mr * b->plan->padded_value_dim,
-                          &b->scratch->states[strip], (unsigned)(row % k->mr),
-                          b->plan->problem->value_dim);
+    float sum =
+        k->gather(b->scratch->plain, b->scratch->output + strip * k->mr * b->plan->padded_value_dim,
+                  &b->scratch->states[strip], (unsigned)(row % k->mr), b->plan->problem->value_dim);
     mfa_row_write(b->plan, b->unit, place_of(b, row), sum, b->scratch);
 }
 
 static void sweep(block *b, mfa_share *share)
 {
-    const size_t mr = b->plan->kernels->mr, key_block = b->plan->key_block;
+    const size_t mr = b->plan->kernels->mr, key_block = b->plan->packed.key_block;
     const size_t strips = (b->row_count + mr - 1) / mr;
-    const size_t steps = (b->most_keys + key_block - 1) / key_block * strips;
+    const size_t steps = (b->max_keys + key_block - 1) / key_block * strips;
     const size_t first = share->tile, tiles = share->end - first;
-    size_t step = 0, asked = share->end;
-    for (size_t key = 0; key < b->most_keys; key += key_block)
+    size_t step = 0, prefetched = share->end;
+    for (size_t key = 0; key < b->max_keys; key += key_block)
         for (size_t strip = 0; strip < strips; strip++) {
             attend_strip(b, strip, key);
             step++;
             mfa_share_advance(share, first + tiles * step / steps);
-            if (share->tile != asked) {
-                asked = share->tile;
-                if (b->ahead.runs > OWN_RUNS)
-                    b->ahead.runs = OWN_RUNS; /* what was left of the last tile is packed now */
-                mfa_share_ask(share, &b->ahead);
+            if (share->tile != prefetched) {
+                prefetched = share->tile;
+                if (b->prefetch.runs > OWN_RUNS)
+                    b->prefetch.runs = OWN_RUNS; /* what was left of the last tile is packed now */
+                mfa_share_prefetch(share, &b->prefetch);
             }
         }
 }
@@ -235,13 +235,13 @@ void mfa_block_compute(const mfa_plan *plan, size_t unit, size_t number, const m
                        mfa_scratch *scratch, mfa_share *share)
 {
     block b = {.plan = plan, .slot = slot, .scratch = scratch, .unit = unit};
-    b.first_row = number * plan->block_rows;
-    b.row_count = plan->rows - b.first_row < plan->block_rows ? plan->rows - b.first_row
-                                                              : plan->block_rows;
+    b.first_row = number * plan->packed.block_rows;
+    b.row_count = plan->rows - b.first_row < plan->packed.block_rows ? plan->rows - b.first_row
+                                                                     : plan->packed.block_rows;
     find_limits(&b);
     pack_queries(&b);
     start_states(&b);
-    look_ahead(&b, number);
+    prefetch_next(&b, number);
     sweep(&b, share);
     for (size_t row = 0; row < b.row_count; row++)
         finish_row(&b, row);

@@ -184,7 +184,7 @@ static unsigned allowed_cpus(void)
 {
     long cpus = 0;
 #if defined(__linux__)
-    cpu_set_t set; /* asked for on each call: affinity may change; this costs no file access */
+    cpu_set_t set; /* prefetched for on each call: affinity may change; this costs no file access */
     if (sched_getaffinity(0, sizeof set, &set) == 0)
         cpus = CPU_COUNT(&set);
 #endif

@@ -9,8 +9,9 @@
 
 static void compute_task(mfa_plan *plan, size_t unit, size_t block, mfa_scratch *scratch)
 {
-    mfa_slot *slot = &plan->slots[unit % plan->slot_count];
-    mfa_share share = mfa_share_of(plan, unit + plan->lookahead + 1, block, plan->blocks);
+    mfa_slot *slot = &plan->packed.slots[unit % plan->packed.slot_count];
+    mfa_share share =
+        mfa_share_of(plan, unit + plan->packed.lookahead + 1, block, plan->packed.blocks);
     mfa_share_await(plan, unit);
     mfa_block_compute(plan, unit, block, slot, scratch, &share);
     atomic_fetch_add_explicit(&slot->computed, 1, memory_order_release);
@@ -24,14 +25,15 @@ static void compute_task(mfa_plan *plan, size_t unit, size_t block, mfa_scratch 
  */
 static void run_task(mfa_plan *plan, size_t task, mfa_scratch *scratch)
 {
-    if (plan->few) {
-        mfa_few_compute(plan, task / plan->splits, task % plan->splits, scratch);
-    } else if (task < plan->head_tasks) {
-        mfa_share share = mfa_share_of(plan, task / plan->chunks, task % plan->chunks, plan->chunks);
+    if (plan->decodes) {
+        mfa_decode_compute(plan, task / plan->split.splits, task % plan->split.splits, scratch);
+    } else if (task < plan->packed.head_tasks) {
+        mfa_share share = mfa_share_of(plan, task / plan->packed.chunks, task % plan->packed.chunks,
+                                       plan->packed.chunks);
         mfa_share_finish(&share);
     } else {
-        task -= plan->head_tasks;
-        compute_task(plan, task / plan->blocks, task % plan->blocks, scratch);
+        task -= plan->packed.head_tasks;
+        compute_task(plan, task / plan->packed.blocks, task % plan->packed.blocks, scratch);
     }
 }
 

@@ -49,8 +49,8 @@ static unsigned flags_of(const float *biases, size_t count)
     return zero * MFA_BIAS_ZERO | removed * MFA_BIAS_REMOVED | other * MFA_BIAS_OTHER;
 }
 
-unsigned mfa_mask_biases(const mfa_mask *mask, size_t batch, size_t head, size_t row,
-                         size_t first, size_t count, float *biases)
+unsigned mfa_mask_biases(const mfa_mask *mask, size_t batch, size_t head, size_t row, size_t first,
+                         size_t count, float *biases)
 {
     const size_t size = mfa_mask_scalar_size(mask->scalar);
     const size_t step = (size_t)mask->stride[3] * size;

@@ -24,7 +24,7 @@ enum {
 size_t mfa_mask_scalar_size(int scalar); /* bytes; 0 for an unknown code */
 
 /* Writes `count` biases of query `row` from key `first` on; returns MFA_BIAS_* flags. */
-unsigned mfa_mask_biases(const mfa_mask *mask, size_t batch, size_t head, size_t row,
-                         size_t first, size_t count, float *biases);
+unsigned mfa_mask_biases(const mfa_mask *mask, size_t batch, size_t head, size_t row, size_t first,
+                         size_t count, float *biases);
 
 #endif

@@ -23,7 +23,7 @@ uint32_t mfa_causal_keys(const mfa_problem *p, uint32_t query)
         keys = (int64_t)query + 1;
     else if (p->causal == MFA_CAUSAL_BOTTOM_RIGHT)
         keys = (int64_t)query + 1 + (int64_t)p->seq_kv - (int64_t)p->seq_q;
-    return keys < 0 ? 0 : keys > (int64_t)p->seq_kv ? p->seq_kv : (uint32_t)keys;
+    return keys<0 ? 0 : keys>(int64_t) p->seq_kv ? p->seq_kv : (uint32_t)keys;
 }
 
 void mfa_row_start(const mfa_problem *p, mfa_row_place at, float *maximum, float *sum)

@@ -24,9 +24,9 @@ static void add_one(atomic_size_t *counter)
 static size_t tiles_before(const mfa_plan *plan, size_t part, size_t parts)
 {
     if (plan->problem->causal == MFA_CAUSAL_NONE)
-        return plan->tiles * part / parts;
+        return plan->packed.tiles * part / parts;
     double share = (double)part / (double)parts;
-    return (size_t)((double)plan->tiles * share * share);
+    return (size_t)((double)plan->packed.tiles * share * share);
 }
 
 mfa_share mfa_share_of(mfa_plan *plan, size_t unit, size_t part, size_t parts)
@@ -34,11 +34,11 @@ mfa_share mfa_share_of(mfa_plan *plan, size_t unit, size_t part, size_t parts)
     mfa_share share = {.plan = plan, .unit = unit};
     if (unit >= plan->units)
         return share;
-    share.slot = &plan->slots[unit % plan->slot_count];
-    share.round = unit / plan->slot_count;
+    share.slot = &plan->packed.slots[unit % plan->packed.slot_count];
+    share.round = unit / plan->packed.slot_count;
     share.tile = tiles_before(plan, part, parts);
     share.end = tiles_before(plan, part + 1, parts);
-    share.chooses = plan->selects && part == 0;
+    share.chooses = plan->packed.selects && part == 0;
     return share;
 }
 
@@ -47,14 +47,14 @@ static bool is_ready(mfa_share *share)
     mfa_slot *slot = share->slot;
     if (share->ready)
         return true;
-    if (!reached(&slot->computed, share->round * share->plan->blocks))
+    if (!reached(&slot->computed, share->round * share->plan->packed.blocks))
         return false; /* the slot's last unit is in use */
     if (share->chooses) {
         mfa_unit_select(share->plan, share->unit, slot);
         add_one(&slot->selected);
         share->chooses = false;
     }
-    share->ready = !share->plan->selects || reached(&slot->selected, share->round + 1);
+    share->ready = !share->plan->packed.selects || reached(&slot->selected, share->round + 1);
     return share->ready;
 }
 
@@ -79,13 +79,13 @@ void mfa_share_finish(mfa_share *share)
 
 void mfa_share_await(const mfa_plan *plan, size_t unit)
 {
-    mfa_slot *slot = &plan->slots[unit % plan->slot_count];
-    const size_t wanted = (unit / plan->slot_count + 1) * plan->tiles;
+    mfa_slot *slot = &plan->packed.slots[unit % plan->packed.slot_count];
+    const size_t wanted = (unit / plan->packed.slot_count + 1) * plan->packed.tiles;
     for (unsigned spins = 0; !reached(&slot->packed, wanted); spins++)
         pause_after(spins);
 }
 
-void mfa_share_ask(const mfa_share *share, mfa_ahead *ahead)
+void mfa_share_prefetch(const mfa_share *share, mfa_prefetch *prefetch)
 {
     const mfa_plan *plan = share->plan;
     const mfa_problem *p = plan->problem;
@@ -93,8 +93,8 @@ void mfa_share_ask(const mfa_share *share, mfa_ahead *ahead)
     if (!share->ready || share->tile == share->end || first >= share->slot->key_count)
         return;
     const size_t left = share->slot->key_count - first;
-    const size_t key = plan->selects ? share->slot->index[first] : first;
+    const size_t key = plan->packed.selects ? share->slot->index[first] : first;
     const size_t batch = mfa_unit_batch(plan, share->unit), head = mfa_unit_head(plan, share->unit);
-    mfa_ahead_add(ahead, &p->v, batch, head, key, left < nr ? left : nr, p->value_dim);
-    mfa_ahead_add(ahead, &p->k, batch, head, key, left < nr ? left : nr, p->head_dim);
+    mfa_prefetch_add(prefetch, &p->v, batch, head, key, left < nr ? left : nr, p->value_dim);
+    mfa_prefetch_add(prefetch, &p->k, batch, head, key, left < nr ? left : nr, p->head_dim);
 }

@@ -30,7 +30,7 @@ void mfa_share_finish(mfa_share *share);
 /* Waits until a unit is packed. */
 void mfa_share_await(const mfa_plan *plan, size_t unit);
 
-/* Adds the rows of the next tile to those that are asked for, if that is known yet. */
-void mfa_share_ask(const mfa_share *share, mfa_ahead *ahead);
+/* Adds the rows of the next tile to those that are prefetched for, if that is known yet. */
+void mfa_share_prefetch(const mfa_share *share, mfa_prefetch *prefetch);
 
 #endif

@@ -19,7 +19,7 @@ typedef struct job {
     struct job *next;
     mfa_job_function function;
     void *argument;
-    unsigned most;
+    unsigned max_threads;
     atomic_uint active;          /* written with the mutex held */
     bool taken[MFA_MAX_THREADS]; /* helper indices in use */
     pthread_cond_t left;         /* a helper has returned */
@@ -53,7 +53,7 @@ static job *joinable_job(void)
     if (pool.busy >= pool.budget || mfa_pool_contended())
         return NULL;
     for (job *j = pool.jobs; j; j = j->next)
-        if (j->active < j->most)
+        if (j->active < j->max_threads)
             return j;
     return NULL;
 }
@@ -100,15 +100,9 @@ static void *helper_main(void *unused)
 
 /* ---- fork and exit ---- */
 
-static void before_fork(void)
-{
-    pthread_mutex_lock(&pool.mutex);
-}
+static void before_fork(void) { pthread_mutex_lock(&pool.mutex); }
 
-static void after_fork_parent(void)
-{
-    pthread_mutex_unlock(&pool.mutex);
-}
+static void after_fork_parent(void) { pthread_mutex_unlock(&pool.mutex); }
 
 static void after_fork_child(void) /* only the forking thread exists here */
 {
@@ -123,10 +117,7 @@ static void after_fork_child(void) /* only the forking thread exists here */
     atomic_store(&callers_waiting, 0);
 }
 
-static void watch_forks(void)
-{
-    pthread_atfork(before_fork, after_fork_parent, after_fork_child);
-}
+static void watch_forks(void) { pthread_atfork(before_fork, after_fork_parent, after_fork_child); }
 
 /* At exit and before the library is unloaded: no thread may run code that goes away. */
 __attribute__((destructor)) static void stop_helpers(void)
@@ -196,12 +187,12 @@ static void enter(job *j, unsigned budget)
     j->active = 1;
     j->next = pool.jobs;
     pool.jobs = j;
-    if (pool.helpers + 1 < j->most)
-        start_helpers(j->most - 1);
-    if (j->most > 1)
-        keep_apart(j->most - 1 < pool.helpers ? j->most - 1 : pool.helpers);
+    if (pool.helpers + 1 < j->max_threads)
+        start_helpers(j->max_threads - 1);
+    if (j->max_threads > 1)
+        keep_apart(j->max_threads - 1 < pool.helpers ? j->max_threads - 1 : pool.helpers);
     pthread_mutex_unlock(&pool.mutex);
-    if (j->most > 1)
+    if (j->max_threads > 1)
         pthread_cond_broadcast(&pool.work); /* not before: whom it wakes needs the mutex */
 }
 
@@ -235,15 +226,15 @@ static void leave(job *j)
     pthread_mutex_unlock(&pool.mutex);
 }
 
-void mfa_pool_run(mfa_job_function function, void *argument, unsigned most, unsigned budget)
+void mfa_pool_run(mfa_job_function function, void *argument, unsigned max_threads, unsigned budget)
 {
     job j;
     memset(&j, 0, sizeof j);
     j.function = function;
     j.argument = argument;
-    j.most = most < budget ? most : budget;
-    if (j.most > MFA_MAX_THREADS)
-        j.most = MFA_MAX_THREADS;
+    j.max_threads = max_threads < budget ? max_threads : budget;
+    if (j.max_threads > MFA_MAX_THREADS)
+        j.max_threads = MFA_MAX_THREADS;
     pthread_cond_init(&j.left, NULL);
     enter(&j, budget < 1 ? 1 : budget);
     function(argument, 0);

@@ -10,14 +10,15 @@
 
 #include <stdbool.h>
 
-/* `index` is unique among the threads inside one job at a time, and below `most`; 0: the caller. */
+/* `index` is unique among the threads inside one job at a time, and below `max_threads`; 0: the
+ * caller. */
 typedef void (*mfa_job_function)(void *argument, unsigned index);
 
 /*
- * Runs the function in the caller and, as they become free, in up to `most - 1` helpers; returns
- * when all have returned. `budget`: threads that all calls together may use.
+ * Runs the function in the caller and, as they become free, in up to `max_threads - 1` helpers;
+ * returns when all have returned. `budget`: threads that all calls together may use.
  */
-void mfa_pool_run(mfa_job_function function, void *argument, unsigned most, unsigned budget);
+void mfa_pool_run(mfa_job_function function, void *argument, unsigned max_threads, unsigned budget);
 
 /* Whether a helper should return from its function early, because another call waits. */
 bool mfa_pool_contended(void);

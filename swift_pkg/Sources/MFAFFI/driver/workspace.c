@@ -4,7 +4,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-enum { ALIGNMENT = 64, KEEP_AT_MOST = 16 << 20 };
+enum { ALIGNMENT = 64, MAX_KEPT = 16 << 20 };
 
 /* Ahead of the memory that is handed out. */
 typedef struct {
@@ -22,10 +22,7 @@ static void release(void *memory)
         free(header_of(memory));
 }
 
-void mfa_workspace_init(mfa_workspace *workspace)
-{
-    atomic_init(&workspace->kept, NULL);
-}
+void mfa_workspace_init(mfa_workspace *workspace) { atomic_init(&workspace->kept, NULL); }
 
 void mfa_workspace_free(mfa_workspace *workspace)
 {
@@ -39,7 +36,8 @@ void *mfa_workspace_take(mfa_workspace *workspace, size_t bytes)
         return memory;
     release(memory);
     void *block = NULL;
-    if (bytes > PTRDIFF_MAX - ALIGNMENT || posix_memalign(&block, ALIGNMENT, ALIGNMENT + bytes) != 0)
+    if (bytes > PTRDIFF_MAX - ALIGNMENT ||
+        posix_memalign(&block, ALIGNMENT, ALIGNMENT + bytes) != 0)
         return NULL;
     ((header *)block)->bytes = bytes;
     return (unsigned char *)block + ALIGNMENT;
@@ -47,7 +45,7 @@ void *mfa_workspace_take(mfa_workspace *workspace, size_t bytes)
 
 void mfa_workspace_return(mfa_workspace *workspace, void *memory)
 {
-    if (header_of(memory)->bytes <= KEEP_AT_MOST)
+    if (header_of(memory)->bytes <= MAX_KEPT)
         memory = atomic_exchange(&workspace->kept, memory);
     release(memory);
 }

@@ -1,4 +1,5 @@
-/* Work memory of a context, kept from one call to the next: fresh pages cost more than small calls. */
+/* Work memory of a context, kept from one call to the next: fresh pages cost more than small calls.
+ */
 #ifndef MFA_WORKSPACE_H
 #define MFA_WORKSPACE_H
 

@@ -61,8 +61,8 @@ enum {
     MFA_MASK_SCALAR_FP32 = 3
 };
 
-typedef void* mfa_context_t; /* what a call works with; keeps the time of its last call */
-typedef void* mfa_buffer_t;  /* host memory, owned or borrowed */
+typedef void *mfa_context_t; /* what a call works with; keeps the time of its last call */
+typedef void *mfa_buffer_t;  /* host memory, owned or borrowed */
 
 typedef enum {
     MFA_QUANT_KERNEL_FORWARD = 0,
@@ -113,10 +113,7 @@ typedef struct {
 } mfa_quantized_layout_t;
 
 /* Portable engine: has no quantized kernels, so every slot is set to -1. Null is ignored. */
-void mfa_get_quantized_layout(
-    mfa_quantized_kernel_t kernel,
-    mfa_quantized_layout_t* out_layout
-);
+void mfa_get_quantized_layout(mfa_quantized_kernel_t kernel, mfa_quantized_layout_t *out_layout);
 
 typedef struct {
     bool supports_multi_head_backward;
@@ -126,7 +123,7 @@ typedef struct {
 } mfa_quantized_capabilities_t;
 
 /* Portable engine: writes an all-zero mfa_quantized_capabilities_t. Null is ignored. */
-void mfa_get_quantized_capabilities(void* out_capabilities);
+void mfa_get_quantized_capabilities(void *out_capabilities);
 
 /* ------------------------------------------------------------------ contexts */
 
@@ -135,26 +132,18 @@ void mfa_get_quantized_capabilities(void* out_capabilities);
  * QWEN_MFA_ISA or QWEN_MFA_NUM_THREADS; mfa_portable_describe has the text).
  * Metal: one context for the whole process, whatever the number of calls.
  */
-mfa_error_t mfa_create_context(mfa_context_t* context);
+mfa_error_t mfa_create_context(mfa_context_t *context);
 
 void mfa_destroy_context(mfa_context_t context);
 
 /* ------------------------------------------------------------------ buffers */
 
 /* Zero-filled memory, 64-byte aligned, owned by the buffer. Error 1 for size 0. */
-mfa_error_t mfa_create_buffer(
-    mfa_context_t context,
-    size_t size_bytes,
-    mfa_buffer_t* buffer
-);
+mfa_error_t mfa_create_buffer(mfa_context_t context, size_t size_bytes, mfa_buffer_t *buffer);
 
 /* Borrows memory: the caller keeps it alive as long as the buffer. Any alignment. */
-mfa_error_t mfa_buffer_from_ptr(
-    mfa_context_t context,
-    void* data_ptr,
-    size_t size_bytes,
-    mfa_buffer_t* buffer
-);
+mfa_error_t mfa_buffer_from_ptr(mfa_context_t context, void *data_ptr, size_t size_bytes,
+                                mfa_buffer_t *buffer);
 
 /*
  * As mfa_buffer_from_ptr, with a shape and strides in elements, in the order (batch, heads, rows,
@@ -162,37 +151,23 @@ mfa_error_t mfa_buffer_from_ptr(
  * that the shape is that of the call; strides are 0 (broadcast, inputs only) or positive.
  * Metal ignores or mis-binds the strides: there, use mfa_attention_encode_mtl.
  */
-mfa_error_t mfa_buffer_from_ptr_with_strides(
-    mfa_context_t context,
-    void* data_ptr,
-    size_t size_bytes,
-    const int64_t* shape,
-    const int64_t* strides,
-    uint32_t ndim,
-    mfa_buffer_t* buffer
-);
+mfa_error_t mfa_buffer_from_ptr_with_strides(mfa_context_t context, void *data_ptr,
+                                             size_t size_bytes, const int64_t *shape,
+                                             const int64_t *strides, uint32_t ndim,
+                                             mfa_buffer_t *buffer);
 
 /* Metal only. Portable engine: error 3. */
-mfa_error_t mfa_buffer_from_mtl_buffer(
-    mfa_context_t context,
-    void* metal_buffer,
-    size_t size_bytes,
-    mfa_buffer_t* buffer
-);
+mfa_error_t mfa_buffer_from_mtl_buffer(mfa_context_t context, void *metal_buffer, size_t size_bytes,
+                                       mfa_buffer_t *buffer);
 
 /* Metal only. Portable engine: error 3. */
-mfa_error_t mfa_buffer_from_mtl_buffer_with_strides(
-    mfa_context_t context,
-    void* metal_buffer,
-    size_t size_bytes,
-    const int64_t* shape,
-    const int64_t* strides,
-    uint32_t ndim,
-    mfa_buffer_t* buffer
-);
+mfa_error_t mfa_buffer_from_mtl_buffer_with_strides(mfa_context_t context, void *metal_buffer,
+                                                    size_t size_bytes, const int64_t *shape,
+                                                    const int64_t *strides, uint32_t ndim,
+                                                    mfa_buffer_t *buffer);
 
 /* The first byte of the buffer, or null. */
-void* mfa_buffer_contents(mfa_buffer_t buffer);
+void *mfa_buffer_contents(mfa_buffer_t buffer);
 
 void mfa_destroy_buffer(mfa_buffer_t buffer);
 
@@ -223,33 +198,13 @@ void mfa_destroy_buffer(mfa_buffer_t buffer);
  * smaller than its layout, an unknown code, out overlapping an input, a mask that does not fit.
  */
 mfa_error_t mfa_attention_forward(
-    mfa_context_t context,
-    mfa_buffer_t q,
-    mfa_buffer_t k,
-    mfa_buffer_t v,
-    mfa_buffer_t out,
-    uint32_t batch_size,
-    uint32_t seq_len_q,
-    uint32_t seq_len_kv,
-    uint32_t num_heads,
-    uint16_t head_dim,
-    float softmax_scale,
-    bool causal,
-    mfa_precision_t input_precision,
-    mfa_precision_t intermediate_precision,
-    mfa_precision_t output_precision,
-    bool transpose_q,
-    bool transpose_k,
-    bool transpose_v,
-    bool transpose_o,
-    const void* mask_ptr,
-    size_t mask_size_bytes,
-    const int64_t* mask_shape,
-    const int64_t* mask_strides,
-    uint32_t mask_ndim,
-    mfa_mask_type_t mask_type,
-    mfa_mask_scalar_t mask_scalar_type
-);
+    mfa_context_t context, mfa_buffer_t q, mfa_buffer_t k, mfa_buffer_t v, mfa_buffer_t out,
+    uint32_t batch_size, uint32_t seq_len_q, uint32_t seq_len_kv, uint32_t num_heads,
+    uint16_t head_dim, float softmax_scale, bool causal, mfa_precision_t input_precision,
+    mfa_precision_t intermediate_precision, mfa_precision_t output_precision, bool transpose_q,
+    bool transpose_k, bool transpose_v, bool transpose_o, const void *mask_ptr,
+    size_t mask_size_bytes, const int64_t *mask_shape, const int64_t *mask_strides,
+    uint32_t mask_ndim, mfa_mask_type_t mask_type, mfa_mask_scalar_t mask_scalar_type);
 
 /*
  * mfa_attention_forward with precisions by name: "fp16" or "float16", "bf16" or "bfloat16",
@@ -257,323 +212,123 @@ mfa_error_t mfa_attention_forward(
  * for fp32).
  */
 mfa_error_t mfa_attention_forward_str(
-    mfa_context_t context,
-    mfa_buffer_t q,
-    mfa_buffer_t k,
-    mfa_buffer_t v,
-    mfa_buffer_t out,
-    uint32_t batch_size,
-    uint32_t seq_len_q,
-    uint32_t seq_len_kv,
-    uint32_t num_heads,
-    uint16_t head_dim,
-    float softmax_scale,
-    bool causal,
-    const char* input_precision,
-    const char* intermediate_precision,
-    const char* output_precision,
-    bool transpose_q,
-    bool transpose_k,
-    bool transpose_v,
-    bool transpose_o,
-    const void* mask_ptr,
-    size_t mask_size_bytes,
-    const int64_t* mask_shape,
-    const int64_t* mask_strides,
-    uint32_t mask_ndim,
-    int32_t mask_type,
-    int32_t mask_scalar_type
-);
+    mfa_context_t context, mfa_buffer_t q, mfa_buffer_t k, mfa_buffer_t v, mfa_buffer_t out,
+    uint32_t batch_size, uint32_t seq_len_q, uint32_t seq_len_kv, uint32_t num_heads,
+    uint16_t head_dim, float softmax_scale, bool causal, const char *input_precision,
+    const char *intermediate_precision, const char *output_precision, bool transpose_q,
+    bool transpose_k, bool transpose_v, bool transpose_o, const void *mask_ptr,
+    size_t mask_size_bytes, const int64_t *mask_shape, const int64_t *mask_strides,
+    uint32_t mask_ndim, int32_t mask_type, int32_t mask_scalar_type);
 
 /*
  * Metal only: encodes into the caller's MTLCommandBuffer; offsets in bytes, strides in elements
  * (BHSD, four values, the last one 1). Portable engine: error 3.
  */
 mfa_error_t mfa_attention_encode_mtl(
-    mfa_context_t context,
-    void* command_buffer,
-    void* q_buffer, int64_t q_offset, const int64_t* q_strides,
-    void* k_buffer, int64_t k_offset, const int64_t* k_strides,
-    void* v_buffer, int64_t v_offset, const int64_t* v_strides,
-    void* out_buffer, int64_t out_offset,
-    void* mask_buffer, int64_t mask_offset,
-    const int64_t* mask_shape,
-    const int64_t* mask_strides,
-    uint32_t mask_ndim,
-    mfa_mask_type_t mask_type,
-    mfa_mask_scalar_t mask_scalar_type,
-    uint32_t batch_size,
-    uint32_t seq_len_q,
-    uint32_t seq_len_kv,
-    uint32_t num_heads,
-    uint16_t head_dim,
-    float softmax_scale,
-    bool causal,
-    const char* input_precision,
-    const char* intermediate_precision
-);
+    mfa_context_t context, void *command_buffer, void *q_buffer, int64_t q_offset,
+    const int64_t *q_strides, void *k_buffer, int64_t k_offset, const int64_t *k_strides,
+    void *v_buffer, int64_t v_offset, const int64_t *v_strides, void *out_buffer,
+    int64_t out_offset, void *mask_buffer, int64_t mask_offset, const int64_t *mask_shape,
+    const int64_t *mask_strides, uint32_t mask_ndim, mfa_mask_type_t mask_type,
+    mfa_mask_scalar_t mask_scalar_type, uint32_t batch_size, uint32_t seq_len_q,
+    uint32_t seq_len_kv, uint32_t num_heads, uint16_t head_dim, float softmax_scale, bool causal,
+    const char *input_precision, const char *intermediate_precision);
 
 /* ------------------------------------------------------------------ not in the portable engine:
  * every function of this section returns error 3 and touches none of its arguments. */
 
 mfa_error_t mfa_attention_forward_quantized(
-    mfa_context_t context,
-    mfa_buffer_t q,
-    mfa_buffer_t k,
-    mfa_buffer_t v,
-    mfa_buffer_t out,
-    uint32_t batch_size,
-    uint32_t seq_len_q,
-    uint32_t seq_len_kv,
-    uint32_t num_heads,
-    uint16_t head_dim,
-    float softmax_scale,
-    bool causal,
-    float q_scale,
-    int32_t q_zero_point,
-    float k_scale,
-    int32_t k_zero_point,
-    float v_scale,
-    int32_t v_zero_point,
-    mfa_precision_t q_precision,
-    mfa_precision_t k_precision,
-    mfa_precision_t v_precision,
-    mfa_precision_t output_precision,
-    bool transpose_q,
-    bool transpose_k,
-    bool transpose_v,
-    bool transpose_o
-);
+    mfa_context_t context, mfa_buffer_t q, mfa_buffer_t k, mfa_buffer_t v, mfa_buffer_t out,
+    uint32_t batch_size, uint32_t seq_len_q, uint32_t seq_len_kv, uint32_t num_heads,
+    uint16_t head_dim, float softmax_scale, bool causal, float q_scale, int32_t q_zero_point,
+    float k_scale, int32_t k_zero_point, float v_scale, int32_t v_zero_point,
+    mfa_precision_t q_precision, mfa_precision_t k_precision, mfa_precision_t v_precision,
+    mfa_precision_t output_precision, bool transpose_q, bool transpose_k, bool transpose_v,
+    bool transpose_o);
 
-mfa_error_t mfa_sparse_indexer_scores(
-    mfa_context_t context,
-    mfa_buffer_t q,
-    mfa_buffer_t k,
-    uint32_t batch_size,
-    uint32_t num_heads,
-    uint32_t seq_len_q,
-    uint32_t seq_len_k,
-    uint16_t head_dim,
-    float scale,
-    mfa_buffer_t scores_in,
-    mfa_buffer_t* scores_out
-);
+mfa_error_t mfa_sparse_indexer_scores(mfa_context_t context, mfa_buffer_t q, mfa_buffer_t k,
+                                      uint32_t batch_size, uint32_t num_heads, uint32_t seq_len_q,
+                                      uint32_t seq_len_k, uint16_t head_dim, float scale,
+                                      mfa_buffer_t scores_in, mfa_buffer_t *scores_out);
 
-mfa_error_t mfa_attention_backward(
-    mfa_context_t context,
-    mfa_buffer_t dout,
-    mfa_buffer_t q,
-    mfa_buffer_t k,
-    mfa_buffer_t v,
-    mfa_buffer_t out,
-    mfa_buffer_t softmax_lse,
-    mfa_buffer_t dq,
-    mfa_buffer_t dk,
-    mfa_buffer_t dv,
-    mfa_buffer_t d_buffer,
-    uint32_t batch_size,
-    uint32_t seq_len_q,
-    uint32_t seq_len_kv,
-    uint32_t num_heads,
-    uint16_t head_dim,
-    float softmax_scale,
-    bool causal,
-    mfa_precision_t input_precision,
-    mfa_precision_t intermediate_precision,
-    bool transpose_q,
-    bool transpose_k,
-    bool transpose_v,
-    bool transpose_o
-);
+mfa_error_t mfa_attention_backward(mfa_context_t context, mfa_buffer_t dout, mfa_buffer_t q,
+                                   mfa_buffer_t k, mfa_buffer_t v, mfa_buffer_t out,
+                                   mfa_buffer_t softmax_lse, mfa_buffer_t dq, mfa_buffer_t dk,
+                                   mfa_buffer_t dv, mfa_buffer_t d_buffer, uint32_t batch_size,
+                                   uint32_t seq_len_q, uint32_t seq_len_kv, uint32_t num_heads,
+                                   uint16_t head_dim, float softmax_scale, bool causal,
+                                   mfa_precision_t input_precision,
+                                   mfa_precision_t intermediate_precision, bool transpose_q,
+                                   bool transpose_k, bool transpose_v, bool transpose_o);
 
 int32_t mfa_attention_backward_query_quantized(
-    mfa_context_t context,
-    mfa_buffer_t q,
-    mfa_buffer_t k,
-    mfa_buffer_t v,
-    mfa_buffer_t output,
-    mfa_buffer_t grad_output,
-    mfa_buffer_t logsumexp,
-    mfa_buffer_t grad_query,
-    mfa_buffer_t d_values,
-    uint32_t batch_size,
-    uint32_t seq_len_q,
-    uint32_t seq_len_kv,
-    uint32_t num_heads,
-    uint16_t head_dim,
-    float q_scale,
-    int32_t q_zero_point,
-    float k_scale,
-    int32_t k_zero_point,
-    float v_scale,
-    int32_t v_zero_point,
-    int32_t q_precision,
-    int32_t k_precision,
-    int32_t v_precision,
-    bool causal,
-    bool transpose_q,
-    bool transpose_k,
-    bool transpose_v,
-    bool transpose_o
-);
+    mfa_context_t context, mfa_buffer_t q, mfa_buffer_t k, mfa_buffer_t v, mfa_buffer_t output,
+    mfa_buffer_t grad_output, mfa_buffer_t logsumexp, mfa_buffer_t grad_query,
+    mfa_buffer_t d_values, uint32_t batch_size, uint32_t seq_len_q, uint32_t seq_len_kv,
+    uint32_t num_heads, uint16_t head_dim, float q_scale, int32_t q_zero_point, float k_scale,
+    int32_t k_zero_point, float v_scale, int32_t v_zero_point, int32_t q_precision,
+    int32_t k_precision, int32_t v_precision, bool causal, bool transpose_q, bool transpose_k,
+    bool transpose_v, bool transpose_o);
 
 int32_t mfa_attention_backward_kv_quantized(
-    mfa_context_t context,
-    mfa_buffer_t q,
-    mfa_buffer_t k,
-    mfa_buffer_t v,
-    mfa_buffer_t grad_output,
-    mfa_buffer_t logsumexp,
-    mfa_buffer_t d_values,
-    mfa_buffer_t grad_key,
-    mfa_buffer_t grad_value,
-    uint32_t batch_size,
-    uint32_t seq_len_q,
-    uint32_t seq_len_kv,
-    uint32_t num_heads,
-    uint16_t head_dim,
-    float q_scale,
-    int32_t q_zero_point,
-    float k_scale,
-    int32_t k_zero_point,
-    float v_scale,
-    int32_t v_zero_point,
-    int32_t q_precision,
-    int32_t k_precision,
-    int32_t v_precision,
-    bool causal,
-    bool transpose_q,
-    bool transpose_k,
-    bool transpose_v,
-    bool transpose_o
-);
+    mfa_context_t context, mfa_buffer_t q, mfa_buffer_t k, mfa_buffer_t v, mfa_buffer_t grad_output,
+    mfa_buffer_t logsumexp, mfa_buffer_t d_values, mfa_buffer_t grad_key, mfa_buffer_t grad_value,
+    uint32_t batch_size, uint32_t seq_len_q, uint32_t seq_len_kv, uint32_t num_heads,
+    uint16_t head_dim, float q_scale, int32_t q_zero_point, float k_scale, int32_t k_zero_point,
+    float v_scale, int32_t v_zero_point, int32_t q_precision, int32_t k_precision,
+    int32_t v_precision, bool causal, bool transpose_q, bool transpose_k, bool transpose_v,
+    bool transpose_o);
 
 int32_t mfa_attention_backward_query_quantized_ex(
-    mfa_context_t context,
-    mfa_buffer_t q,
-    mfa_buffer_t k,
-    mfa_buffer_t v,
-    mfa_buffer_t output,
-    mfa_buffer_t grad_output,
-    mfa_buffer_t logsumexp,
-    mfa_buffer_t grad_query,
-    mfa_buffer_t d_values,
-    uint32_t batch_size,
-    uint32_t seq_len_q,
-    uint32_t seq_len_kv,
-    uint32_t num_heads,
-    uint32_t num_kv_heads,
-    uint16_t head_dim,
-    float q_scale,
-    int32_t q_zero_point,
-    float k_scale,
-    int32_t k_zero_point,
-    float v_scale,
-    int32_t v_zero_point,
-    int32_t q_precision,
-    int32_t k_precision,
-    int32_t v_precision,
-    bool causal,
-    bool transpose_q,
-    bool transpose_k,
-    bool transpose_v,
-    bool transpose_o,
-    mfa_buffer_t q_block_scales,
-    mfa_buffer_t q_block_zero_points,
-    mfa_buffer_t k_block_scales,
-    mfa_buffer_t k_block_zero_points,
-    mfa_buffer_t v_block_scales,
-    mfa_buffer_t v_block_zero_points,
-    uint32_t q_block_size,
-    uint32_t k_block_size,
-    uint32_t v_block_size,
-    uint32_t options
-);
+    mfa_context_t context, mfa_buffer_t q, mfa_buffer_t k, mfa_buffer_t v, mfa_buffer_t output,
+    mfa_buffer_t grad_output, mfa_buffer_t logsumexp, mfa_buffer_t grad_query,
+    mfa_buffer_t d_values, uint32_t batch_size, uint32_t seq_len_q, uint32_t seq_len_kv,
+    uint32_t num_heads, uint32_t num_kv_heads, uint16_t head_dim, float q_scale,
+    int32_t q_zero_point, float k_scale, int32_t k_zero_point, float v_scale, int32_t v_zero_point,
+    int32_t q_precision, int32_t k_precision, int32_t v_precision, bool causal, bool transpose_q,
+    bool transpose_k, bool transpose_v, bool transpose_o, mfa_buffer_t q_block_scales,
+    mfa_buffer_t q_block_zero_points, mfa_buffer_t k_block_scales, mfa_buffer_t k_block_zero_points,
+    mfa_buffer_t v_block_scales, mfa_buffer_t v_block_zero_points, uint32_t q_block_size,
+    uint32_t k_block_size, uint32_t v_block_size, uint32_t options);
 
 int32_t mfa_attention_backward_kv_quantized_ex(
-    mfa_context_t context,
-    mfa_buffer_t q,
-    mfa_buffer_t k,
-    mfa_buffer_t v,
-    mfa_buffer_t grad_output,
-    mfa_buffer_t logsumexp,
-    mfa_buffer_t d_values,
-    mfa_buffer_t grad_key,
-    mfa_buffer_t grad_value,
-    uint32_t batch_size,
-    uint32_t seq_len_q,
-    uint32_t seq_len_kv,
-    uint32_t num_heads,
-    uint32_t num_kv_heads,
-    uint16_t head_dim,
-    float q_scale,
-    int32_t q_zero_point,
-    float k_scale,
-    int32_t k_zero_point,
-    float v_scale,
-    int32_t v_zero_point,
-    int32_t q_precision,
-    int32_t k_precision,
-    int32_t v_precision,
-    bool causal,
-    bool transpose_q,
-    bool transpose_k,
-    bool transpose_v,
-    bool transpose_o,
-    mfa_buffer_t q_block_scales,
-    mfa_buffer_t q_block_zero_points,
-    mfa_buffer_t k_block_scales,
-    mfa_buffer_t k_block_zero_points,
-    mfa_buffer_t v_block_scales,
-    mfa_buffer_t v_block_zero_points,
-    uint32_t q_block_size,
-    uint32_t k_block_size,
-    uint32_t v_block_size,
-    uint32_t options
-);
+    mfa_context_t context, mfa_buffer_t q, mfa_buffer_t k, mfa_buffer_t v, mfa_buffer_t grad_output,
+    mfa_buffer_t logsumexp, mfa_buffer_t d_values, mfa_buffer_t grad_key, mfa_buffer_t grad_value,
+    uint32_t batch_size, uint32_t seq_len_q, uint32_t seq_len_kv, uint32_t num_heads,
+    uint32_t num_kv_heads, uint16_t head_dim, float q_scale, int32_t q_zero_point, float k_scale,
+    int32_t k_zero_point, float v_scale, int32_t v_zero_point, int32_t q_precision,
+    int32_t k_precision, int32_t v_precision, bool causal, bool transpose_q, bool transpose_k,
+    bool transpose_v, bool transpose_o, mfa_buffer_t q_block_scales,
+    mfa_buffer_t q_block_zero_points, mfa_buffer_t k_block_scales, mfa_buffer_t k_block_zero_points,
+    mfa_buffer_t v_block_scales, mfa_buffer_t v_block_zero_points, uint32_t q_block_size,
+    uint32_t k_block_size, uint32_t v_block_size, uint32_t options);
 
-typedef void* mfa_mla_context_t;
+typedef void *mfa_mla_context_t;
 
-mfa_error_t mfa_mla_create_context(mfa_mla_context_t* context);
+mfa_error_t mfa_mla_create_context(mfa_mla_context_t *context);
 
 void mfa_mla_destroy_context(mfa_mla_context_t context);
 
-mfa_error_t mfa_mla_init_weights(
-    mfa_mla_context_t context,
-    uint32_t num_heads,
-    uint32_t head_dim,
-    uint32_t kv_latent_dim
-);
+mfa_error_t mfa_mla_init_weights(mfa_mla_context_t context, uint32_t num_heads, uint32_t head_dim,
+                                 uint32_t kv_latent_dim);
 
-mfa_error_t mfa_mla_load_weights(
-    mfa_mla_context_t context,
-    mfa_buffer_t wk,
-    mfa_buffer_t wv
-);
+mfa_error_t mfa_mla_load_weights(mfa_mla_context_t context, mfa_buffer_t wk, mfa_buffer_t wv);
 
-mfa_error_t mfa_mla_forward(
-    mfa_mla_context_t context,
-    mfa_context_t mfa_context,
-    mfa_buffer_t kv_latent,
-    mfa_buffer_t* decompressed_k,
-    mfa_buffer_t* decompressed_v,
-    uint32_t batch_size,
-    uint32_t num_heads,
-    uint32_t sequence_length,
-    uint32_t head_dim,
-    uint32_t kv_latent_dim
-);
+mfa_error_t mfa_mla_forward(mfa_mla_context_t context, mfa_context_t mfa_context,
+                            mfa_buffer_t kv_latent, mfa_buffer_t *decompressed_k,
+                            mfa_buffer_t *decompressed_v, uint32_t batch_size, uint32_t num_heads,
+                            uint32_t sequence_length, uint32_t head_dim, uint32_t kv_latent_dim);
 
 /* ------------------------------------------------------------------ utilities */
 
 /* A text for any code, allocated with malloc: the caller frees it. Null when memory is out. */
-const char* mfa_error_string(mfa_error_t error);
+const char *mfa_error_string(mfa_error_t error);
 
 /* Whether this engine can compute here. Portable: true. Metal: whether there is a device. */
 bool mfa_is_device_supported(void);
 
 /* Always 1.0.0, in both libraries: not an identity. Null pointers are skipped. */
-void mfa_get_version(int* major, int* minor, int* patch);
+void mfa_get_version(int *major, int *minor, int *patch);
 
 /*
  * Seconds that the context's last successful attention took; 0.0 before the first, or for null.
@@ -603,8 +358,8 @@ typedef struct {
     int32_t mask_type, mask_scalar_type;
     const float *sinks; /* [heads_q] or null: one more logit per head in the denominator */
     float scale;
-    int32_t causal;       /* MFA_CAUSAL_*; bottom right: key j for j <= i + seq_kv - seq_q */
-    int32_t empty_rows;   /* MFA_EMPTY_ROW_*: what a row without keys gives, see below */
+    int32_t causal; /* MFA_CAUSAL_*; bottom right: key j for j <= i + seq_kv - seq_q */
+    int32_t empty_rows; /* MFA_EMPTY_ROW_*: what a row without keys gives, see below */
     uint32_t max_threads; /* 0: all that the process may use */
 } mfa_portable_args_t;
 

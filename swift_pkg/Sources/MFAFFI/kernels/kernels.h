@@ -22,7 +22,7 @@ enum {
     MFA_MAX_MR = 16,  /* rows of a strip, at most */
     MFA_MAX_NR = 64,  /* keys of a tile, at most */
     MFA_MAX_LANES = 16,
-    MFA_MAX_RUNS_AHEAD = 4,
+    MFA_MAX_PREFETCH_RUNS = 4,
     MFA_MAX_KEY_BLOCK = 256, /* keys of a block; also the row length of a strip of weights */
 };
 
@@ -37,14 +37,15 @@ typedef struct {
 typedef struct {
     const unsigned char *row;
     int64_t step; /* bytes from a row to the next */
-    uint32_t rows, bytes, asked; /* rows left; bytes of each, of the first one asked for */
-} mfa_rows_ahead;
+    uint32_t rows, bytes,
+        prefetched; /* rows left; bytes of each, of the first one prefetched for */
+} mfa_prefetch_rows;
 
 /* Kernels ask for a line of it now and then, in passing; the last run comes first. */
 typedef struct {
-    mfa_rows_ahead run[MFA_MAX_RUNS_AHEAD];
+    mfa_prefetch_rows run[MFA_MAX_PREFETCH_RUNS];
     unsigned runs;
-} mfa_ahead;
+} mfa_prefetch;
 
 /* One strip against one block of keys. */
 typedef struct {
@@ -62,7 +63,7 @@ typedef struct {
     bool clipped;             /* some row sees fewer than keys_seen rounded up to `lanes` */
     const uint32_t *visible;  /* [mr] keys of the block that each row sees; used when clipped */
     const float *const *bias; /* [mr] rows of as many biases, or null for none */
-    mfa_ahead *ahead;
+    mfa_prefetch *prefetch;
 } mfa_strip;
 
 /* A few query rows against a run of keys and values that are read in place. */
@@ -76,7 +77,7 @@ typedef struct {
     float *maximum, *sum;  /* [rows] */
     unsigned rows, count, head_dim, value_dim;
     int precision;
-} mfa_few;
+} mfa_decode;
 
 /* Where vectors come from: `stride` elements between the vector's own elements. */
 typedef struct {
@@ -108,9 +109,10 @@ typedef struct {
     float (*gather)(float *plain, const float *output, const mfa_strip_state *state, unsigned row,
                     unsigned value_dim);
     /* for few rows, in this order: scores; per row, scores to weights; weights times values */
-    void (*few_scores)(const mfa_few *few);
-    void (*few_soften)(const mfa_few *few, unsigned row, unsigned visible, const float *bias);
-    void (*few_values)(const mfa_few *few);
+    void (*decode_scores)(const mfa_decode *decode);
+    void (*decode_softmax)(const mfa_decode *decode, unsigned row, unsigned visible,
+                           const float *bias);
+    void (*decode_values)(const mfa_decode *decode);
     /* rounds `count` floats to the precision, contiguous */
     void (*store)(unsigned char *to, const float *from, unsigned count, int precision);
 } mfa_kernels;

@@ -41,7 +41,8 @@ MFA_INLINE void store_columns(float *tile, unsigned width, vf v[MFA_LANES], unsi
                               float factor, const unsigned group, const int as)
 {
     transpose(v);
-    MFA_UNROLL for (unsigned i = 0; i < MFA_LANES; i++) {
+    MFA_UNROLL for (unsigned i = 0; i < MFA_LANES; i++)
+    {
         vf column = as == MFA_AS_PAIRS ? v[i] : v_mul(v[i], v_set1(factor));
         if (i < columns)
             memcpy(tile + (size_t)i * width, &column, group * sizeof(float));
@@ -57,8 +58,8 @@ MFA_INLINE void pack_group(float *tile, unsigned width, const mfa_source *from, 
     vf v[MFA_LANES];
     unsigned d = 0;
     for (; d < whole; d += MFA_LANES) {
-        MFA_UNROLL for (unsigned r = 0; r < MFA_LANES; r++)
-            v[r] = r < count ? row_vector(from, first + r, d, as) : v_set1(0.0f);
+        MFA_UNROLL for (unsigned r = 0; r < MFA_LANES; r++) v[r] =
+            r < count ? row_vector(from, first + r, d, as) : v_set1(0.0f);
         store_columns(tile + (size_t)d * width + first, width, v, MFA_LANES, factor, group, as);
     }
     for (; d < length; d += MFA_LANES) {
@@ -133,8 +134,12 @@ MFA_INLINE void pack_values(float *panels, size_t panel_stride, size_t first,
 static void pack_panels(float *panels, size_t panel_stride, size_t first, const mfa_source *from)
 {
     switch (from->precision) {
-    case MFA_PRECISION_FP16: pack_values(panels, panel_stride, first, from, MFA_PRECISION_FP16); break;
-    case MFA_PRECISION_BF16: pack_values(panels, panel_stride, first, from, MFA_PRECISION_BF16); break;
+    case MFA_PRECISION_FP16:
+        pack_values(panels, panel_stride, first, from, MFA_PRECISION_FP16);
+        break;
+    case MFA_PRECISION_BF16:
+        pack_values(panels, panel_stride, first, from, MFA_PRECISION_BF16);
+        break;
     default: pack_values(panels, panel_stride, first, from, MFA_PRECISION_FP32); break;
     }
 }

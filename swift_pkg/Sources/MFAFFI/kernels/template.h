@@ -1,6 +1,6 @@
 /*
- * The kernels, written once over a small vector vocabulary. A kernels/<isa>.c defines it and then
- * includes this file:
+ * The kernels, written once over a small vector vocabulary. A simd/<isa>.h defines it, and
+ * kernels/<isa>.c includes both:
  *
  *   MFA_ISA            suffix of the table's name       MFA_MR, MFA_NV   rows, vectors of a tile
  *   MFA_LANES          floats per vector                vf               vector of floats
@@ -106,7 +106,7 @@ MFA_INLINE vf exp2_vector(vf x)
 enum { LINE = 64 }; /* bytes of a cache line, nearly everywhere */
 
 /* Operands stream from the second-level cache: ask for what comes a few steps later. */
-MFA_INLINE void prefetch_ahead(const float *at, const int floats)
+MFA_INLINE void prefetch_operand(const float *at, const int floats)
 {
     enum { STEPS = MFA_PREFETCH_STEPS };
     MFA_UNROLL for (int i = 0; i < floats; i += LINE / (int)sizeof *at)
@@ -117,30 +117,27 @@ MFA_INLINE void prefetch_ahead(const float *at, const int floats)
  * Packing and writing results would wait for memory otherwise. One line at a time: many at once
  * would hold up the operands, which come the same way.
  */
-MFA_INLINE void ask_for_line(mfa_ahead *ahead)
+MFA_INLINE void prefetch_line(mfa_prefetch *prefetch)
 {
-    if (ahead->runs == 0)
+    if (prefetch->runs == 0)
         return;
-    mfa_rows_ahead *run = &ahead->run[ahead->runs - 1];
-    __builtin_prefetch(run->row + run->asked, 0, 2);
-    run->asked += LINE;
-    if (run->asked < run->bytes + LINE - 1) /* rows begin anywhere in a line */
+    mfa_prefetch_rows *run = &prefetch->run[prefetch->runs - 1];
+    __builtin_prefetch(run->row + run->prefetched, 0, 2);
+    run->prefetched += LINE;
+    if (run->prefetched < run->bytes + LINE - 1) /* rows begin anywhere in a line */
         return;
-    run->asked = 0;
+    run->prefetched = 0;
     run->row += run->step;
     if (--run->rows == 0)
-        ahead->runs--;
+        prefetch->runs--;
 }
 
 enum { STEPS_A_LINE = 16 };
 
-MFA_INLINE size_t steps_to(size_t left)
-{
-    return left < STEPS_A_LINE ? left : STEPS_A_LINE;
-}
+MFA_INLINE size_t steps_to(size_t left) { return left < STEPS_A_LINE ? left : STEPS_A_LINE; }
 
 #include "attend.h"
-#include "few.h"
+#include "decode.h"
 #include "pack.h"
 
 /* ---- results ---- */
@@ -195,8 +192,8 @@ const mfa_kernels MFA_PASTE(mfa_kernels_, MFA_ISA) = {
     .scale_row = scale_row,
     .attend = attend,
     .gather = gather,
-    .few_scores = few_scores,
-    .few_soften = few_soften,
-    .few_values = few_values,
+    .decode_scores = decode_scores,
+    .decode_softmax = decode_softmax,
+    .decode_values = decode_values,
     .store = store,
 };

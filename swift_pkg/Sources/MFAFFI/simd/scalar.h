@@ -33,10 +33,7 @@ static inline uint16_t mfa_load_half_bits(const void *address)
     return bits;
 }
 
-static inline float mfa_from_bf16(uint16_t half)
-{
-    return mfa_float_of((uint32_t)half << 16);
-}
+static inline float mfa_from_bf16(uint16_t half) { return mfa_float_of((uint32_t)half << 16); }
 
 static inline float mfa_from_fp16(uint16_t half)
 {

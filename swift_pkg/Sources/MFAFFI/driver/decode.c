@@ -27,7 +27,7 @@ typedef struct {
 static float *part_memory(const mfa_plan *plan, size_t unit, size_t number)
 {
     size_t floats = plan->rows * (2 + (size_t)plan->padded_value_dim);
-    return plan->parts + (unit * plan->splits + number) * floats;
+    return plan->split.parts + (unit * plan->split.splits + number) * floats;
 }
 
 static void bind(part *p, float *memory)
@@ -82,7 +82,7 @@ static void sweep(const part *p)
     const mfa_problem *problem = plan->problem;
     const uint32_t batch = mfa_unit_batch(plan, p->unit), head = mfa_unit_head(plan, p->unit);
     const size_t size = mfa_precision_size(problem->k.precision);
-    mfa_few f = {
+    mfa_decode f = {
         .queries = p->scratch->queries,
         .query_step = problem->head_dim,
         .key_step = (size_t)problem->k.stride[2] * size,
@@ -98,19 +98,19 @@ static void sweep(const part *p)
         .precision = problem->k.precision,
     };
     for (uint32_t key = p->first; key < p->end; key += f.count) {
-        unsigned visible[MFA_FEW_ROWS];
+        unsigned visible[MFA_MAX_DECODE_ROWS];
         bool biased;
         f.count = p->end - key < RUN_KEYS ? p->end - key : RUN_KEYS;
         if (!look(p, key, f.count, visible, &biased))
             continue;
         f.keys = mfa_row_of(&problem->k, batch, head, key);
         f.values = mfa_row_of(&problem->v, batch, head, key);
-        plan->kernels->few_scores(&f);
+        plan->kernels->decode_scores(&f);
         for (unsigned r = 0; r < p->rows; r++)
-            plan->kernels->few_soften(
+            plan->kernels->decode_softmax(
                 &f, r, visible[r],
                 biased ? p->scratch->biases + (size_t)r * MFA_MAX_KEY_BLOCK : NULL);
-        plan->kernels->few_values(&f);
+        plan->kernels->decode_values(&f);
     }
 }
 
@@ -141,23 +141,23 @@ static void finish(const part *p)
     }
 }
 
-void mfa_few_compute(const mfa_plan *plan, size_t unit, size_t number, mfa_scratch *scratch)
+void mfa_decode_compute(const mfa_plan *plan, size_t unit, size_t number, mfa_scratch *scratch)
 {
     const uint32_t keys = plan->problem->seq_kv;
-    const uint32_t each = (uint32_t)plan->split_keys;
+    const uint32_t each = (uint32_t)plan->split.split_keys;
     part p = {.plan = plan, .scratch = scratch, .unit = unit, .rows = (unsigned)plan->rows};
     p.first = (uint32_t)(number * each);
     p.end = keys - p.first < each ? keys : p.first + each;
-    bind(&p, plan->splits == 1 ? scratch->output : part_memory(plan, unit, number));
+    bind(&p, plan->split.splits == 1 ? scratch->output : part_memory(plan, unit, number));
     start(&p, number);
     sweep(&p);
-    if (plan->splits > 1) {
+    if (plan->split.splits > 1) {
         /* The last to arrive sees what all others wrote. */
-        if (atomic_fetch_add_explicit(&plan->arrived[unit], 1, memory_order_acq_rel) + 1 <
-            plan->splits)
+        if (atomic_fetch_add_explicit(&plan->split.arrived[unit], 1, memory_order_acq_rel) + 1 <
+            plan->split.splits)
             return;
         bind(&p, part_memory(plan, unit, 0));
-        for (size_t i = 1; i < plan->splits; i++) {
+        for (size_t i = 1; i < plan->split.splits; i++) {
             part other = p;
             bind(&other, part_memory(plan, unit, i));
             absorb(&p, &other);

@@ -3,14 +3,14 @@
 enum { KEYS_AT_ONCE = 4, VECTORS_AT_ONCE = 8, ROWS_AHEAD = 16 };
 
 /* The lines of a row that comes a little later, as the part `offset` of this one is read. */
-MFA_INLINE void ask_for_row_part(const unsigned char *row, size_t step, size_t offset)
+MFA_INLINE void prefetch_row_part(const unsigned char *row, size_t step, size_t offset)
 {
     if (offset % LINE == 0)
         __builtin_prefetch(row + ROWS_AHEAD * step + offset);
 }
 
-MFA_INLINE void dots_of(float *scores, const float *query, const unsigned char *keys,
-                        size_t step, const int at_once, unsigned dim, const int precision)
+MFA_INLINE void dots_of(float *scores, const float *query, const unsigned char *keys, size_t step,
+                        const int at_once, unsigned dim, const int precision)
 {
     const size_t size = precision == MFA_PRECISION_FP32 ? 4 : 2;
     vf acc[KEYS_AT_ONCE];
@@ -19,11 +19,12 @@ MFA_INLINE void dots_of(float *scores, const float *query, const unsigned char *
     for (; d + MFA_LANES <= dim; d += MFA_LANES) {
         vf q = v_load(query + d);
         MFA_UNROLL for (int k = 0; k < at_once; k++)
-            ask_for_row_part(keys + (size_t)k * step, step, d * size);
-        MFA_UNROLL for (int k = 0; k < at_once; k++)
-            acc[k] = v_fma(q, load_vector(keys + (size_t)k * step + d * size, precision), acc[k]);
+            prefetch_row_part(keys + (size_t)k * step, step, d * size);
+        MFA_UNROLL for (int k = 0; k < at_once; k++) acc[k] =
+            v_fma(q, load_vector(keys + (size_t)k * step + d * size, precision), acc[k]);
     }
-    MFA_UNROLL for (int k = 0; k < at_once; k++) {
+    MFA_UNROLL for (int k = 0; k < at_once; k++)
+    {
         float rest = 0.0f;
         for (unsigned i = d; i < dim; i++)
             rest += query[i] * load_element(keys + (size_t)k * step + i * size, precision);
@@ -31,7 +32,7 @@ MFA_INLINE void dots_of(float *scores, const float *query, const unsigned char *
     }
 }
 
-MFA_INLINE void dots_in(const mfa_few *f, const int precision)
+MFA_INLINE void dots_in(const mfa_decode *f, const int precision)
 {
     unsigned key = 0;
     for (; key + KEYS_AT_ONCE <= f->count; key += KEYS_AT_ONCE)
@@ -44,7 +45,7 @@ MFA_INLINE void dots_in(const mfa_few *f, const int precision)
                     f->keys + key * f->key_step, f->key_step, 1, f->head_dim, precision);
 }
 
-static void few_scores(const mfa_few *f)
+static void decode_scores(const mfa_decode *f)
 {
     switch (f->precision) {
     case MFA_PRECISION_FP16: dots_in(f, MFA_PRECISION_FP16); break;
@@ -54,7 +55,7 @@ static void few_scores(const mfa_few *f)
 }
 
 /* One row: biases, then scores to weights; maximum, sum and output brought up to date. */
-static void few_soften(const mfa_few *f, unsigned row, unsigned visible, const float *bias)
+static void decode_softmax(const mfa_decode *f, unsigned row, unsigned visible, const float *bias)
 {
     float *weights = f->weights + row * MFA_MAX_KEY_BLOCK;
     const unsigned padded = mfa_padded_dim(f->count, MFA_LANES);
@@ -87,7 +88,7 @@ static void few_soften(const mfa_few *f, unsigned row, unsigned visible, const f
         v_store(output + i, v_mul(v_load(output + i), factor));
 }
 
-MFA_INLINE void add_columns(const mfa_few *f, unsigned row, unsigned column, const int vectors,
+MFA_INLINE void add_columns(const mfa_decode *f, unsigned row, unsigned column, const int vectors,
                             const int precision)
 {
     const size_t size = precision == MFA_PRECISION_FP32 ? 4 : 2;
@@ -99,17 +100,16 @@ MFA_INLINE void add_columns(const mfa_few *f, unsigned row, unsigned column, con
     for (unsigned key = 0; key < f->count; key++) {
         vf weight = v_set1(weights[key]);
         MFA_UNROLL for (int j = 0; j < vectors; j++)
-            ask_for_row_part(values, f->value_step, (size_t)j * MFA_LANES * size);
-        MFA_UNROLL for (int j = 0; j < vectors; j++)
-            acc[j] = v_fma(weight, load_vector(values + (size_t)j * MFA_LANES * size, precision),
-                           acc[j]);
+            prefetch_row_part(values, f->value_step, (size_t)j * MFA_LANES * size);
+        MFA_UNROLL for (int j = 0; j < vectors; j++) acc[j] =
+            v_fma(weight, load_vector(values + (size_t)j * MFA_LANES * size, precision), acc[j]);
         values += f->value_step;
     }
     MFA_UNROLL for (int j = 0; j < vectors; j++)
         v_store(output + j * MFA_LANES, v_add(v_load(output + j * MFA_LANES), acc[j]));
 }
 
-MFA_INLINE void values_in(const mfa_few *f, const int precision)
+MFA_INLINE void values_in(const mfa_decode *f, const int precision)
 {
     const size_t size = precision == MFA_PRECISION_FP32 ? 4 : 2;
     for (unsigned row = 0; row < f->rows; row++) {
@@ -128,7 +128,7 @@ MFA_INLINE void values_in(const mfa_few *f, const int precision)
     }
 }
 
-static void few_values(const mfa_few *f)
+static void decode_values(const mfa_decode *f)
 {
     switch (f->precision) {
     case MFA_PRECISION_FP16: values_in(f, MFA_PRECISION_FP16); break;

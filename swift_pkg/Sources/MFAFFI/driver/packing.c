@@ -13,8 +13,8 @@ void mfa_unit_select(const mfa_plan *plan, size_t unit, mfa_slot *slot)
 {
     const mfa_problem *p = plan->problem;
     const size_t head = (size_t)mfa_unit_head(plan, unit) * plan->group;
-    unsigned flags = mfa_mask_biases(&p->mask, mfa_unit_batch(plan, unit), head, 0, 0, p->seq_kv,
-                                     slot->biases);
+    unsigned flags =
+        mfa_mask_biases(&p->mask, mfa_unit_batch(plan, unit), head, 0, 0, p->seq_kv, slot->biases);
     uint32_t kept = 0;
     for (uint32_t key = 0; key < p->seq_kv; key++) {
         float bias = slot->biases[key];
@@ -22,7 +22,7 @@ void mfa_unit_select(const mfa_plan *plan, size_t unit, mfa_slot *slot)
         slot->biases[kept] = bias;
         kept += bias != -INFINITY; /* NaN is kept: it has to reach the output */
     }
-    for (size_t i = kept; i < plan->padded_keys; i++)
+    for (size_t i = kept; i < plan->packed.padded_keys; i++)
         slot->biases[i] = 0.0f;
     slot->key_count = kept;
     slot->biased = (flags & MFA_BIAS_OTHER) != 0;
@@ -39,27 +39,27 @@ void mfa_unit_pack(const mfa_plan *plan, size_t unit, size_t number, mfa_slot *s
         return;
     unsigned count = slot->key_count - first < nr ? (unsigned)(slot->key_count - first) : nr;
     for (unsigned i = 0; i < count; i++) {
-        size_t key = plan->selects ? slot->index[first + i] : first + i;
+        size_t key = plan->packed.selects ? slot->index[first + i] : first + i;
         key_rows[i] = mfa_row_of(&p->k, batch, head, key);
         value_rows[i] = mfa_row_of(&p->v, batch, head, key);
     }
     mfa_source keys = {key_rows, count, p->head_dim, p->k.stride[3], p->k.precision};
     mfa_source values = {value_rows, count, p->value_dim, p->v.stride[3], p->v.precision};
     float *tile = slot->keys + first * p->head_dim;
-    if (plan->paired)
+    if (plan->packed.paired)
         plan->kernels->pack_pairs(tile, nr, &keys);
     else
         plan->kernels->pack_columns(tile, nr, &keys, 1.0f);
-    plan->kernels->pack_panels(slot->values, plan->panel_stride, first, &values);
+    plan->kernels->pack_panels(slot->values, plan->packed.panel_stride, first, &values);
 }
 
-void mfa_ahead_add(mfa_ahead *ahead, const mfa_operand *x, size_t batch, size_t head, size_t first,
-                   size_t rows, uint32_t columns)
+void mfa_prefetch_add(mfa_prefetch *prefetch, const mfa_operand *x, size_t batch, size_t head,
+                      size_t first, size_t rows, uint32_t columns)
 {
-    if (rows == 0 || x->stride[3] != 1 || ahead->runs == MFA_MAX_RUNS_AHEAD)
+    if (rows == 0 || x->stride[3] != 1 || prefetch->runs == MFA_MAX_PREFETCH_RUNS)
         return;
     const size_t size = mfa_precision_size(x->precision);
-    ahead->run[ahead->runs++] = (mfa_rows_ahead){
+    prefetch->run[prefetch->runs++] = (mfa_prefetch_rows){
         .row = mfa_row_of(x, batch, head, first),
         .step = x->stride[2] * (int64_t)size,
         .rows = (uint32_t)rows,
