@@ -10,9 +10,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 PYTEST_WORKERS ?= 2
 
-LINT := lint-python lint-imports lint-swift
+LINT := lint-python lint-imports lint-c lint-swift
 
-.PHONY: help setup demo wheel test lint lint-c $(LINT) format types swift-test pytest coverage hooks \
+.PHONY: help setup demo wheel test lint $(LINT) format types swift-test pytest coverage hooks \
 	install mflux reproduce rehearse clean
 
 help: ## Show the targets

@@ -20,15 +20,9 @@ enum { MOST_SEEN = 4096 };
 
 static const char *fault_of_now;
 
-static int is(const char *fault)
-{
-    return fault_of_now && strcmp(fault_of_now, fault) == 0;
-}
+static int is(const char *fault) { return fault_of_now && strcmp(fault_of_now, fault) == 0; }
 
-static size_t size_of(int32_t precision)
-{
-    return precision == 2 ? 4 : 2;
-}
+static size_t size_of(int32_t precision) { return precision == 2 ? 4 : 2; }
 
 static unsigned char *out_row(const mfa_portable_args_t *a, size_t b, size_t h, size_t row)
 {
@@ -50,8 +44,8 @@ static void each_row(const mfa_portable_args_t *a,
 
 /* ---- faults after the computation ---- */
 
-static void keep_first_head(const mfa_portable_args_t *a, size_t h, size_t row,
-                            unsigned char *data, size_t bytes)
+static void keep_first_head(const mfa_portable_args_t *a, size_t h, size_t row, unsigned char *data,
+                            size_t bytes)
 {
     (void)a, (void)row;
     if (h > 0)
@@ -66,8 +60,8 @@ static void lose_last_row(const mfa_portable_args_t *a, size_t h, size_t row, un
         memset(data, 0, bytes);
 }
 
-static void poison_last_row(const mfa_portable_args_t *a, size_t h, size_t row,
-                            unsigned char *data, size_t bytes)
+static void poison_last_row(const mfa_portable_args_t *a, size_t h, size_t row, unsigned char *data,
+                            size_t bytes)
 {
     (void)h;
     if (row + 1 == a->seq_q)

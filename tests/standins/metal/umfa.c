@@ -1,7 +1,7 @@
 /*
  * STAND-IN, for tests only: a library with the ABI of universal-metal-flash-attention that behaves
- * as docs/upstream.md says the Metal one does, on a machine without Metal. "GPU" work is done on the
- * CPU, in plain loops, when a command buffer is waited for.
+ * as docs/upstream.md says the Metal one does, on a machine without Metal. "GPU" work is done on
+ * the CPU, in plain loops, when a command buffer is waited for.
  *
  * What a correct caller never does is recorded as a misuse (standin_misuses), or ends the process
  * where Metal would end it. Behaviours are switched by name (standin_set).
@@ -43,9 +43,11 @@ static struct {
                                page: what is else recorded then ends the process */
 };
 
-static atomic_int *find_switch(const char *name) {
+static atomic_int *find_switch(const char *name)
+{
     for (size_t i = 0; i < sizeof switches / sizeof *switches; i++)
-        if (!strcmp(switches[i].name, name)) return &switches[i].value;
+        if (!strcmp(switches[i].name, name))
+            return &switches[i].value;
     fprintf(stderr, "stand-in: no switch %s\n", name);
     abort();
 }
@@ -61,7 +63,8 @@ static char misuse_text[1 << 16];
 static long counts[8];
 enum { ENCODES, COMMITS, WAITS, RUNS, LIVE_COMMANDS, LIVE_BUFFERS, COMPILES, FORWARDS };
 
-static void misuse(const char *text) {
+static void misuse(const char *text)
+{
     pthread_mutex_lock(&state_lock);
     if (strlen(misuse_text) + strlen(text) + 2 < sizeof misuse_text) {
         strcat(misuse_text, text);
@@ -70,7 +73,8 @@ static void misuse(const char *text) {
     pthread_mutex_unlock(&state_lock);
 }
 
-static void count(int what, long by) {
+static void count(int what, long by)
+{
     pthread_mutex_lock(&state_lock);
     counts[what] += by;
     pthread_mutex_unlock(&state_lock);
@@ -78,7 +82,8 @@ static void count(int what, long by) {
 
 API const char *standin_misuses(void) { return misuse_text; }
 API void standin_misuse(const char *text) { misuse(text); }
-API long standin_count(int what) {
+API long standin_count(int what)
+{
     pthread_mutex_lock(&state_lock);
     long value = counts[what];
     pthread_mutex_unlock(&state_lock);
@@ -118,33 +123,41 @@ typedef struct {
 } Commands;
 
 /* Objects are never freed, so that a use after release is seen and is no accident. */
-API void *standin_buffer(void *base, size_t length) {
+API void *standin_buffer(void *base, size_t length)
+{
     Buffer *buffer = calloc(1, sizeof *buffer);
     *buffer = (Buffer){.kind = BUFFER, .base = base, .length = length};
     count(LIVE_BUFFERS, 1);
     return buffer;
 }
-API void standin_buffer_release(Buffer *buffer) {
-    if (!buffer->released) count(LIVE_BUFFERS, -1);
+API void standin_buffer_release(Buffer *buffer)
+{
+    if (!buffer->released)
+        count(LIVE_BUFFERS, -1);
     buffer->released = true;
 }
 API size_t standin_buffer_length(Buffer *buffer) { return buffer->length; }
 API bool standin_is_buffer(uint32_t *object) { return *object == BUFFER; }
 
-API void *standin_commands(void) {
-    if (pool_depth == 0) misuse("a command buffer was made without an autorelease pool");
+API void *standin_commands(void)
+{
+    if (pool_depth == 0)
+        misuse("a command buffer was made without an autorelease pool");
     Commands *commands = calloc(1, sizeof *commands);
     commands->kind = COMMANDS;
     count(LIVE_COMMANDS, 1);
     return commands;
 }
 
-API void standin_commands_release(Commands *commands) {
-    if (commands->state == 3) misuse("a committed command buffer was never waited for");
+API void standin_commands_release(Commands *commands)
+{
+    if (commands->state == 3)
+        misuse("a committed command buffer was never waited for");
     count(LIVE_COMMANDS, -1);
 }
 
-static Buffer *as_buffer(void *object, const char *what) {
+static Buffer *as_buffer(void *object, const char *what)
+{
     Buffer *buffer = object;
     /* A message to something that is no object ends the process on a Mac. */
     if (!buffer || buffer->kind != BUFFER) {
@@ -156,7 +169,8 @@ static Buffer *as_buffer(void *object, const char *what) {
 
 /* ---------------------------------------------------------------- numbers */
 
-static float from_half(uint16_t bits) {
+static float from_half(uint16_t bits)
+{
     int exponent = bits >> 10 & 31, fraction = bits & 1023;
     float value = exponent == 0    ? ldexpf((float)fraction, -24)
                   : exponent == 31 ? (fraction ? NAN : INFINITY)
@@ -164,10 +178,13 @@ static float from_half(uint16_t bits) {
     return bits >> 15 ? -value : value;
 }
 
-static float load(const char *at, int precision, int64_t index) {
-    if (precision == 2) return ((const float *)at)[index];
+static float load(const char *at, int precision, int64_t index)
+{
+    if (precision == 2)
+        return ((const float *)at)[index];
     uint16_t bits = ((const uint16_t *)at)[index];
-    if (precision == 0) return from_half(bits);
+    if (precision == 0)
+        return from_half(bits);
     uint32_t wide = (uint32_t)bits << 16;
     float value;
     memcpy(&value, &wide, 4);
@@ -175,39 +192,49 @@ static float load(const char *at, int precision, int64_t index) {
 }
 
 /* To 11 significant bits, as FP16 weights have. */
-static double to_low(double x) {
+static double to_low(double x)
+{
     int exponent;
     double fraction = frexp(x, &exponent);
     return ldexp(nearbyint(ldexp(fraction, 11)), exponent - 11);
 }
 
-static int precision_code(const char *text) {
-    if (!text) return 2;
-    if (!strcmp(text, "fp16")) return 0;
-    if (!strcmp(text, "bf16")) return 1;
-    if (strcmp(text, "fp32")) misuse("an unknown precision, which is taken for fp32");
+static int precision_code(const char *text)
+{
+    if (!text)
+        return 2;
+    if (!strcmp(text, "fp16"))
+        return 0;
+    if (!strcmp(text, "bf16"))
+        return 1;
+    if (strcmp(text, "fp32"))
+        misuse("an unknown precision, which is taken for fp32");
     return 2;
 }
 
 /* ---------------------------------------------------------------- the run on the "GPU" */
 
-static int64_t at(const Tensor *t, int64_t b, int64_t h, int64_t s) {
+static int64_t at(const Tensor *t, int64_t b, int64_t h, int64_t s)
+{
     return b * t->strides[0] + h * t->strides[1] + s * t->strides[2];
 }
 
 static const char *data(const Tensor *t) { return t->buffer->base + t->offset; }
 
-static float mask_value(const Commands *c, const uint32_t where[4]) {
+static float mask_value(const Commands *c, const uint32_t where[4])
+{
     int64_t index = 0;
     for (uint32_t i = 0; i < c->mask_ndim; i++)
         index += (c->mask_shape[i] == 1 ? 0 : where[4 - c->mask_ndim + i]) * c->mask.strides[i];
-    if (c->mask_type == 1) return ((const uint8_t *)data(&c->mask))[index] ? 0 : -INFINITY;
+    if (c->mask_type == 1)
+        return ((const uint8_t *)data(&c->mask))[index] ? 0 : -INFINITY;
     static const int codes[] = {-1, 0, 1, 2}; /* mask scalars to precisions */
     int code = codes[c->mask_scalar];
     return code < 0 ? 0 : load(data(&c->mask), code, index);
 }
 
-static void run_row(const Commands *c, uint32_t b, uint32_t h, uint32_t i, float *row, double *w) {
+static void run_row(const Commands *c, uint32_t b, uint32_t h, uint32_t i, float *row, double *w)
+{
     double best = -INFINITY, total = 0;
     for (uint32_t j = 0; j < c->seq_kv; j++) {
         double s = 0;
@@ -215,14 +242,17 @@ static void run_row(const Commands *c, uint32_t b, uint32_t h, uint32_t i, float
             s += (double)load(data(&c->q), c->input, at(&c->q, b, h, i) + d) *
                  load(data(&c->k), c->input, at(&c->k, b, h, j) + d);
         /* Before the scale, and in FP32. */
-        if (c->masked) s = (float)s + mask_value(c, (uint32_t[4]){b, h, i, j});
+        if (c->masked)
+            s = (float)s + mask_value(c, (uint32_t[4]){b, h, i, j});
         w[j] = s * c->scale;
-        if (c->causal && j > i) w[j] = -INFINITY; /* top left */
+        if (c->causal && j > i)
+            w[j] = -INFINITY; /* top left */
         best = fmax(best, w[j]);
     }
     for (uint32_t j = 0; j < c->seq_kv; j++) {
         w[j] = exp(w[j] - best);
-        if (c->low) w[j] = to_low(w[j]);
+        if (c->low)
+            w[j] = to_low(w[j]);
         total += w[j];
     }
     for (uint32_t d = 0; d < c->head_dim; d++) {
@@ -233,22 +263,27 @@ static void run_row(const Commands *c, uint32_t b, uint32_t h, uint32_t i, float
     }
 }
 
-static size_t out_bytes(const Commands *c) {
+static size_t out_bytes(const Commands *c)
+{
     return (size_t)c->batch * c->heads * c->seq_q * c->head_dim * 4; /* FP32, always */
 }
 
 /* Memory of the output's size that ends at a page that nobody may touch. */
-static float *guarded(size_t room, char **map, size_t *mapped) {
+static float *guarded(size_t room, char **map, size_t *mapped)
+{
     size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (room + page - 1) / page * page;
     *mapped = body + page;
     *map = mmap(NULL, *mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (*map == MAP_FAILED || mprotect(*map + body, page, PROT_NONE)) abort();
+    if (*map == MAP_FAILED || mprotect(*map + body, page, PROT_NONE))
+        abort();
     return (float *)(*map + body - room);
 }
 
-static void run(Commands *c) {
+static void run(Commands *c)
+{
     size_t room = c->out.buffer->length - (size_t)c->out.offset, need = out_bytes(c), mapped;
-    if (!get("overrun_faults") && need > room) need = room;
+    if (!get("overrun_faults") && need > room)
+        need = room;
     char *map;
     float *out = guarded(room & ~(size_t)3, &map, &mapped);
     double *weights = malloc(sizeof *weights * c->seq_kv);
@@ -258,7 +293,8 @@ static void run(Commands *c) {
         for (uint32_t h = 0; h < c->heads; h++)
             for (uint32_t i = 0; i < c->seq_q; i++) {
                 run_row(c, b, h, i, row, weights);
-                for (uint32_t d = 0; d < c->head_dim && done < need / 4; d++) out[done++] = row[d];
+                for (uint32_t d = 0; d < c->head_dim && done < need / 4; d++)
+                    out[done++] = row[d];
             }
     memcpy(c->out.buffer->base + c->out.offset, out, need < room ? need : room);
     munmap(map, mapped);
@@ -269,13 +305,16 @@ static void run(Commands *c) {
 
 static atomic_long unfinished; /* command buffers that use the context's mask memory */
 
-API int standin_commit(Commands *c) {
+API int standin_commit(Commands *c)
+{
     if (c->state != 0) {
         misuse("a command buffer was committed twice");
         return 1; /* Metal ends the process */
     }
-    if (c->failed) misuse("a command buffer was committed after an error code");
-    if (!c->encoded && !c->failed) misuse("an empty command buffer was committed");
+    if (c->failed)
+        misuse("a command buffer was committed after an error code");
+    if (!c->encoded && !c->failed)
+        misuse("an empty command buffer was committed");
     c->state = 3;
     count(COMMITS, 1);
     if (c->encoded) {
@@ -285,7 +324,8 @@ API int standin_commit(Commands *c) {
     return 0;
 }
 
-API void standin_wait(Commands *c) {
+API void standin_wait(Commands *c)
+{
     count(WAITS, 1);
     if (c->state != 3) {
         misuse("waiting for a command buffer that was not committed");
@@ -296,9 +336,11 @@ API void standin_wait(Commands *c) {
         if (c->encoded && all[i]->buffer && all[i]->buffer->released)
             misuse("a buffer was released while the GPU used it");
     if (c->encoded) {
-        if (c->masked) atomic_fetch_sub(&unfinished, 1);
+        if (c->masked)
+            atomic_fetch_sub(&unfinished, 1);
         int error = atomic_exchange(find_switch("gpu_error"), 0);
-        if (!error) run(c);
+        if (!error)
+            run(c);
         c->state = error ? 5 : 4;
     } else
         c->state = 5;
@@ -318,17 +360,20 @@ static uint32_t lengths[1024][2]; /* (Sq, Skv) that have run */
 static int length_count;
 
 /* The masking strategy depends on the longer length; the rest of the source on these. */
-static bool compile(const Commands *c) {
+static bool compile(const Commands *c)
+{
     char text[200], key[65];
     uint32_t longest = c->seq_q > c->seq_kv ? c->seq_q : c->seq_kv;
     snprintf(text, sizeof text, "%u %d %d %.9g %d %d", c->head_dim, c->input, c->low, c->scale,
              longest <= 256, get("family"));
     uint64_t hash = 1469598103934665603u;
-    for (char *p = text; *p; p++) hash = (hash ^ (unsigned char)*p) * 1099511628211u;
+    for (char *p = text; *p; p++)
+        hash = (hash ^ (unsigned char)*p) * 1099511628211u;
     snprintf(key, sizeof key, "%016llx%016llx%016llx%016llx", (unsigned long long)hash,
              (unsigned long long)~hash, (unsigned long long)hash * 3, (unsigned long long)hash * 5);
     for (int i = 0; i < origin_count; i++)
-        if (!strcmp(origins[i].key, key)) return strcmp(origins[i].place, "failed");
+        if (!strcmp(origins[i].key, key))
+            return strcmp(origins[i].place, "failed");
     usleep((useconds_t)get("compile_ms") * 1000);
     count(COMPILES, 1);
     Origin *o = &origins[origin_count++ % 256];
@@ -339,11 +384,13 @@ static bool compile(const Commands *c) {
     return !failed;
 }
 
-API int32_t mfa_shader_origins(char *buffer, long size) {
+API int32_t mfa_shader_origins(char *buffer, long size)
+{
     char *text = malloc(256 * 300 + 3);
     size_t end = (size_t)sprintf(text, "[");
     for (int i = 0; i < origin_count && i < 256; i++) {
-        bool tried = strcmp(origins[i].variant, "plain") == 0 || !strcmp(origins[i].place, "failed");
+        bool tried =
+            strcmp(origins[i].variant, "plain") == 0 || !strcmp(origins[i].place, "failed");
         end += (size_t)sprintf(text + end,
                                "%s{\"attempts\":[%s],\"key\":\"%s\",\"milliseconds\":1.5,"
                                "\"origin\":\"%s\",\"variant\":\"%s\"}",
@@ -351,7 +398,8 @@ API int32_t mfa_shader_origins(char *buffer, long size) {
                                origins[i].key, origins[i].place, origins[i].variant);
     }
     end += (size_t)sprintf(text + end, "]") + 1;
-    if (buffer && size >= (long)end) memcpy(buffer, text, end);
+    if (buffer && size >= (long)end)
+        memcpy(buffer, text, end);
     free(text);
     return (int32_t)end;
 }
@@ -359,15 +407,18 @@ API int32_t mfa_shader_origins(char *buffer, long size) {
 /* ---------------------------------------------------------------- the published interface */
 
 static int context_object;
-API int32_t mfa_create_context(void **context) {
-    if (get("no_device")) return 3;
+API int32_t mfa_create_context(void **context)
+{
+    if (get("no_device"))
+        return 3;
     *context = &context_object;
     return 0;
 }
 API void mfa_destroy_context(void *context) { (void)context; }
 
 static Tensor tensor(void *object, int64_t offset, const int64_t *strides, const char *what,
-                     uint32_t heads, uint32_t seq, uint32_t dim) {
+                     uint32_t heads, uint32_t seq, uint32_t dim)
+{
     Tensor t = {.buffer = as_buffer(object, what), .offset = offset, .strided = strides != NULL};
     if (!strides) {
         misuse("no strides: the heads of K and V are found with Sq");
@@ -376,16 +427,21 @@ static Tensor tensor(void *object, int64_t offset, const int64_t *strides, const
         return t;
     }
     memcpy(t.strides, strides, sizeof t.strides);
-    if (strides[3] != 1) misuse("the last stride is not 1");
+    if (strides[3] != 1)
+        misuse("the last stride is not 1");
     for (int i = 0; i < 4; i++)
-        if (strides[i] <= 0) misuse("a stride that is not positive");
+        if (strides[i] <= 0)
+            misuse("a stride that is not positive");
     return t;
 }
 
-static void check_reach(const Tensor *t, const Commands *c, uint32_t seq, int size) {
+static void check_reach(const Tensor *t, const Commands *c, uint32_t seq, int size)
+{
     int64_t last = at(t, c->batch - 1, c->heads - 1, seq - 1) + c->head_dim;
-    if (t->offset + last * size > (int64_t)t->buffer->length) misuse("an input is over-read");
-    if (t->buffer->released) misuse("a released buffer was encoded");
+    if (t->offset + last * size > (int64_t)t->buffer->length)
+        misuse("an input is over-read");
+    if (t->buffer->released)
+        misuse("a released buffer was encoded");
 }
 
 static atomic_int inside;
@@ -396,16 +452,23 @@ API int32_t mfa_attention_encode_mtl(
     const int64_t *v_strides, void *out, int64_t out_offset, void *mask, int64_t mask_offset,
     const int64_t *mask_shape, const int64_t *mask_strides, uint32_t mask_ndim, int mask_type,
     int mask_scalar, uint32_t batch, uint32_t seq_q, uint32_t seq_kv, uint32_t heads,
-    uint16_t head_dim, float scale, bool causal, const char *input, const char *intermediate) {
-    if (!context || !command_buffer || !q || !k || !v || !out) return 1;
-    if (atomic_fetch_add(&inside, 1)) misuse("two threads are inside the library");
-    if (atomic_load(&unfinished)) misuse("the mask memory of an unfinished call is written to");
+    uint16_t head_dim, float scale, bool causal, const char *input, const char *intermediate)
+{
+    if (!context || !command_buffer || !q || !k || !v || !out)
+        return 1;
+    if (atomic_fetch_add(&inside, 1))
+        misuse("two threads are inside the library");
+    if (atomic_load(&unfinished))
+        misuse("the mask memory of an unfinished call is written to");
     count(ENCODES, 1);
     usleep((useconds_t)get("encode_us"));
-    if (pool_depth == 0) misuse("a call without an autorelease pool");
+    if (pool_depth == 0)
+        misuse("a call without an autorelease pool");
     Commands *c = command_buffer;
-    if (c->kind != COMMANDS) abort();
-    if (c->state != 0) misuse("encoding into a committed command buffer");
+    if (c->kind != COMMANDS)
+        abort();
+    if (c->state != 0)
+        misuse("encoding into a committed command buffer");
     /* What traps in Swift. */
     if (!batch || !head_dim || head_dim > 384 ||
         (mask_type && (double)batch * heads * seq_q * seq_kv >= 4294967296.0)) {
@@ -420,12 +483,15 @@ API int32_t mfa_attention_encode_mtl(
     c->v = tensor(v, v_offset, v_strides, "v", heads, seq_q, head_dim);
     int size = c->input == 2 ? 4 : 2;
     check_reach(&c->q, c, seq_q, size);
-    if (k_strides) check_reach(&c->k, c, seq_kv, size);
-    if (v_strides) check_reach(&c->v, c, seq_kv, size);
+    if (k_strides)
+        check_reach(&c->k, c, seq_kv, size);
+    if (v_strides)
+        check_reach(&c->v, c, seq_kv, size);
     c->out = (Tensor){.buffer = as_buffer(out, "out"), .offset = out_offset};
     if ((size_t)out_offset + out_bytes(c) > c->out.buffer->length)
         misuse("the FP32 output does not fit its buffer");
-    if (c->input == 0 && c->low) misuse("FP16 scores");
+    if (c->input == 0 && c->low)
+        misuse("FP16 scores");
     if (mask_type) {
         if (!mask || !mask_shape || !mask_strides || !mask_ndim || mask_ndim > 4) {
             atomic_fetch_sub(&inside, 1);
@@ -437,12 +503,16 @@ API int32_t mfa_attention_encode_mtl(
         c->mask = (Tensor){.buffer = as_buffer(mask, "mask"), .offset = mask_offset};
         memcpy(c->mask_shape, mask_shape, mask_ndim * sizeof *mask_shape);
         memcpy(c->mask.strides, mask_strides, mask_ndim * sizeof *mask_strides);
-        if (mask_type == 1) misuse("a bool mask, which becomes -inf under fast math");
+        if (mask_type == 1)
+            misuse("a bool mask, which becomes -inf under fast math");
     }
     int code = atomic_exchange(find_switch("encode_code"), 0);
-    if (!code && !compile(c)) code = 5;
-    if (get("prints") || code) printf("stand-in: a message on standard output\n");
-    if (code && get("abort_on_error")) abort();
+    if (!code && !compile(c))
+        code = 5;
+    if (get("prints") || code)
+        printf("stand-in: a message on standard output\n");
+    if (code && get("abort_on_error"))
+        abort();
     c->failed = code != 0, c->encoded = code == 0;
     if (c->encoded) {
         bool known = false;
@@ -453,23 +523,29 @@ API int32_t mfa_attention_encode_mtl(
             lengths[length_count][0] = seq_q;
             lengths[length_count++][1] = seq_kv;
         }
-        if (c->masked) atomic_fetch_add(&unfinished, 1);
+        if (c->masked)
+            atomic_fetch_add(&unfinished, 1);
     }
     atomic_fetch_sub(&inside, 1);
     return code;
 }
 
 /* Below Apple9 it is wrong; a caller of this project has no reason to use it at all. */
-API int32_t mfa_attention_forward(void *context, ...) {
+API int32_t mfa_attention_forward(void *context, ...)
+{
     (void)context;
     count(FORWARDS, 1);
     misuse("mfa_attention_forward was called");
     return 5;
 }
 
-API const char *mfa_error_string(int code) {
-    static const char *texts[] = {"Success", "Invalid arguments", "Memory allocation failed",
-                                  "Device not supported", "Kernel compilation failed",
+API const char *mfa_error_string(int code)
+{
+    static const char *texts[] = {"Success",
+                                  "Invalid arguments",
+                                  "Memory allocation failed",
+                                  "Device not supported",
+                                  "Kernel compilation failed",
                                   "Execution failed"};
     return strdup(code >= 0 && code <= 5 ? texts[code] : "Unknown error");
 }
@@ -478,27 +554,34 @@ API bool mfa_is_device_supported(void) { return !get("no_device"); }
 API void mfa_get_version(int *major, int *minor, int *patch) { *major = 1, *minor = *patch = 0; }
 API double mfa_get_gpu_latency(void *context) { return context ? 0.001 : 0; }
 API int32_t mfa_create_buffer(void *c, size_t size, void **out) { return c && size && out ? 5 : 1; }
-API int32_t mfa_buffer_from_ptr(void *c, void *p, size_t n, void **out) {
+API int32_t mfa_buffer_from_ptr(void *c, void *p, size_t n, void **out)
+{
     return c && p && n && out ? 5 : 1;
 }
 API int32_t mfa_buffer_from_ptr_with_strides(void *c, void *p, size_t n, const int64_t *shape,
-                                             const int64_t *strides, uint32_t ndim, void **out) {
+                                             const int64_t *strides, uint32_t ndim, void **out)
+{
     return c && p && n && shape && strides && ndim && out ? 5 : 1;
 }
 API void *mfa_buffer_contents(void *buffer) { return buffer ? ((Buffer *)buffer)->base : NULL; }
 API void mfa_destroy_buffer(void *buffer) { (void)buffer; }
 
 /* Everything as in a new process. */
-API void standin_reset(void) {
-    static const struct { const char *name; int value; } initial[] = {
-        {"family", 9}, {"wrong_first_call", 1}};
+API void standin_reset(void)
+{
+    static const struct {
+        const char *name;
+        int value;
+    } initial[] = {{"family", 9}, {"wrong_first_call", 1}};
     for (size_t i = 0; i < sizeof switches / sizeof *switches; i++)
         atomic_store(&switches[i].value, 0);
-    for (size_t i = 0; i < 2; i++) standin_set(initial[i].name, initial[i].value);
+    for (size_t i = 0; i < 2; i++)
+        standin_set(initial[i].name, initial[i].value);
     pthread_mutex_lock(&state_lock);
     misuse_text[0] = 0;
     for (int i = 0; i < COMPILES + 2; i++)
-        if (i != LIVE_COMMANDS && i != LIVE_BUFFERS) counts[i] = 0;
+        if (i != LIVE_COMMANDS && i != LIVE_BUFFERS)
+            counts[i] = 0;
     pthread_mutex_unlock(&state_lock);
     origin_count = length_count = 0;
     atomic_store(&unfinished, 0);

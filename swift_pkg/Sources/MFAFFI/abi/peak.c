@@ -26,6 +26,7 @@ typedef double (*peak_loop)(void); /* returns the operations done */
 static double peak_avx2(void)
 {
     long steps = STEPS;
+    /* clang-format off */
     __asm__ volatile("1:\n"
 #define CHAIN(n) "vfmadd231ps %%ymm" #n ", %%ymm" #n ", %%ymm" #n "\n"
                      CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5) CHAIN(6) CHAIN(7)
@@ -37,12 +38,14 @@ static double peak_avx2(void)
                      : "+r"(steps)
                      :
                      : CLOBBERED);
+    /* clang-format on */
     return 14.0 * 8 * 2 * STEPS;
 }
 
 static double peak_avx512(void)
 {
     long steps = STEPS;
+    /* clang-format off */
     __asm__ volatile("1:\n"
 #define CHAIN(n) "vfmadd231ps %%zmm" #n ", %%zmm" #n ", %%zmm" #n "\n"
                      CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5) CHAIN(6) CHAIN(7)
@@ -54,6 +57,7 @@ static double peak_avx512(void)
                      : "+r"(steps)
                      :
                      : CLOBBERED);
+    /* clang-format on */
     return 14.0 * 16 * 2 * STEPS;
 }
 
@@ -73,6 +77,7 @@ static unsigned loops(peak_loop found[2])
 static double peak_neon(void)
 {
     long steps = STEPS;
+    /* clang-format off */
     __asm__ volatile("1:\n"
 #define CHAIN(n) "fmla v" #n ".4s, v" #n ".4s, v" #n ".4s\n"
                      CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5) CHAIN(6) CHAIN(7)
@@ -85,6 +90,7 @@ static double peak_neon(void)
                      :
                      : "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v16", "v17", "v18", "v19",
                        "v20", "v21", "v22", "v23", "cc");
+    /* clang-format on */
     return 16.0 * 4 * 2 * STEPS;
 }
 

@@ -16,12 +16,13 @@ MFA_INLINE void add_dots(const mfa_strip *s, unsigned tile, vf acc[MFA_MR][MFA_N
         for (; q < pause; q += MFA_MR, k += MFA_NR) {
             vf b[MFA_NV];
             prefetch_operand(k, MFA_NR);
-            MFA_UNROLL for (int j = 0; j < vectors; j++) b[j] = v_load(k + j * MFA_LANES);
-            MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
-            {
+            MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
+                b[j] = v_load(k + j * MFA_LANES);
+            MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++) {
                 vf a = v_set1(q[r]);
-                MFA_UNROLL for (int j = 0; j < vectors; j++) acc[r][j] =
-                    paired ? v_dot_pairs(a, b[j], acc[r][j]) : v_fma(a, b[j], acc[r][j]);
+                MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
+                    acc[r][j] =
+                        paired ? v_dot_pairs(a, b[j], acc[r][j]) : v_fma(a, b[j], acc[r][j]);
             }
         }
     }
@@ -33,14 +34,14 @@ MFA_INLINE void mask_scores(const mfa_strip *s, unsigned tile, vf acc[MFA_MR][MF
 {
     if (!s->bias && !s->clipped)
         return;
-    MFA_UNROLL for (int r = 0; r < MFA_MR; r++) MFA_UNROLL for (int j = 0; j < vectors; j++)
-    {
-        const unsigned key = tile * MFA_NR + (unsigned)(j * MFA_LANES);
-        if (s->bias)
-            acc[r][j] = v_bias(acc[r][j], v_load(s->bias[r] + key));
-        if (s->clipped)
-            acc[r][j] = v_clip(acc[r][j], key, s->visible[r]);
-    }
+    MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++)
+        MFA_UNROLL_FOR (int j = 0; j < vectors; j++) {
+            const unsigned key = tile * MFA_NR + (unsigned)(j * MFA_LANES);
+            if (s->bias)
+                acc[r][j] = v_bias(acc[r][j], v_load(s->bias[r] + key));
+            if (s->clipped)
+                acc[r][j] = v_clip(acc[r][j], key, s->visible[r]);
+        }
 }
 
 /* ---- a block whose maxima are not known yet: scores, their maxima, then weights ---- */
@@ -50,19 +51,19 @@ MFA_INLINE void score_tile(const mfa_strip *s, unsigned tile, float *maxima, con
                            const bool paired)
 {
     vf acc[MFA_MR][MFA_NV];
-    MFA_UNROLL for (int r = 0; r < MFA_MR; r++) MFA_UNROLL for (int j = 0; j < vectors; j++)
-        acc[r][j] = v_set1(0.0f);
+    MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++)
+        MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
+            acc[r][j] = v_set1(0.0f);
     add_dots(s, tile, acc, vectors, paired);
     if (paired)
-        MFA_UNROLL for (int r = 0; r < MFA_MR; r++) MFA_UNROLL for (int j = 0; j < vectors; j++)
-            acc[r][j] = v_mul(acc[r][j], v_set1(s->scale));
+        MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++)
+            MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
+                acc[r][j] = v_mul(acc[r][j], v_set1(s->scale));
     mask_scores(s, tile, acc, vectors);
     float *weights = s->weights + tile * MFA_NR;
-    MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
-    {
+    MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++) {
         vf maximum = v_load(maxima + r * MFA_LANES);
-        MFA_UNROLL for (int j = 0; j < vectors; j++)
-        {
+        MFA_UNROLL_FOR (int j = 0; j < vectors; j++) {
             maximum = v_max(acc[r][j], maximum);
             v_store(weights + r * MFA_MAX_KEY_BLOCK + j * MFA_LANES, acc[r][j]);
         }
@@ -83,8 +84,7 @@ MFA_INLINE void update_maxima(const mfa_strip *s, const float *maxima, row_facto
         rows->origin[r] = v_largest(v_load(maxima + r * MFA_LANES));
     for (int r = MFA_MR; r < MFA_MAX_MR; r++)
         rows->origin[r] = -INFINITY;
-    MFA_UNROLL for (int r = 0; r < MFA_MR; r += MFA_LANES)
-    {
+    MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r += MFA_LANES) {
         vf before = v_load(running + r);
         vf maximum = v_max(v_load(rows->origin + r), before);
         /* A row without keys so far: from a finite number, so that -inf - -inf does not arise. */
@@ -123,8 +123,9 @@ MFA_INLINE void weigh_panel(const mfa_strip *s, const float *values, float *outp
 {
     const int width = vectors * MFA_LANES;
     vf acc[MFA_MR][MFA_NV];
-    MFA_UNROLL for (int r = 0; r < MFA_MR; r++) MFA_UNROLL for (int j = 0; j < vectors; j++)
-        acc[r][j] = v_set1(0.0f);
+    MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++)
+        MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
+            acc[r][j] = v_set1(0.0f);
     const float *weights = s->weights;
     for (const float *end = weights + s->keys_seen; weights < end;) {
         const float *pause = weights + steps_to((size_t)(end - weights));
@@ -132,19 +133,20 @@ MFA_INLINE void weigh_panel(const mfa_strip *s, const float *values, float *outp
         for (; weights < pause; weights++, values += width) {
             vf b[MFA_NV];
             prefetch_operand(values, width);
-            MFA_UNROLL for (int j = 0; j < vectors; j++) b[j] = v_load(values + j * MFA_LANES);
-            MFA_UNROLL for (int r = 0; r < MFA_MR; r++)
-            {
+            MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
+                b[j] = v_load(values + j * MFA_LANES);
+            MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++) {
                 vf a = v_set1(weights[r * MFA_MAX_KEY_BLOCK]);
-                MFA_UNROLL for (int j = 0; j < vectors; j++) acc[r][j] = v_fma(a, b[j], acc[r][j]);
+                MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
+                    acc[r][j] = v_fma(a, b[j], acc[r][j]);
             }
         }
     }
-    MFA_UNROLL for (int r = 0; r < MFA_MR; r++) MFA_UNROLL for (int j = 0; j < vectors; j++)
-    {
-        float *at = output + r * width + j * MFA_LANES;
-        v_store(at, v_fma(v_load(at), v_set1(scale[r]), acc[r][j]));
-    }
+    MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++)
+        MFA_UNROLL_FOR (int j = 0; j < vectors; j++) {
+            float *at = output + r * width + j * MFA_LANES;
+            v_store(at, v_fma(v_load(at), v_set1(scale[r]), acc[r][j]));
+        }
 }
 
 /* ---- a block measured from earlier maxima: weights at once ---- */
@@ -157,30 +159,31 @@ MFA_INLINE void weigh_tile(const mfa_strip *s, unsigned tile, float *totals, con
                            const bool paired)
 {
     vf acc[MFA_MR][MFA_NV];
-    MFA_UNROLL for (int r = 0; r < MFA_MR; r++) MFA_UNROLL for (int j = 0; j < vectors; j++)
-        acc[r][j] = v_set1(paired ? 0.0f : -s->state->maximum[r]);
+    MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++)
+        MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
+            acc[r][j] = v_set1(paired ? 0.0f : -s->state->maximum[r]);
     add_dots(s, tile, acc, vectors, paired);
     if (paired)
-        MFA_UNROLL for (int r = 0; r < MFA_MR; r++) MFA_UNROLL for (int j = 0; j < vectors; j++)
-            acc[r][j] = v_fma(acc[r][j], v_set1(s->scale), v_set1(-s->state->maximum[r]));
+        MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++)
+            MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
+                acc[r][j] = v_fma(acc[r][j], v_set1(s->scale), v_set1(-s->state->maximum[r]));
     mask_scores(s, tile, acc, vectors);
     if (!MFA_SCALES) {
         vf highest = v_load(totals + MFA_MR * MFA_LANES);
-        MFA_UNROLL for (int r = 0; r < MFA_MR; r++) MFA_UNROLL for (int j = 0; j < vectors; j++)
-            highest = v_max(acc[r][j], highest);
+        MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++)
+            MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
+                highest = v_max(acc[r][j], highest);
         v_store(totals + MFA_MR * MFA_LANES, highest);
     }
     float *weights = s->weights + tile * MFA_NR;
-    MFA_UNROLL for (int r = 0; r < MFA_MR; r++, weights += MFA_MAX_KEY_BLOCK)
-    {
+    MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++, weights += MFA_MAX_KEY_BLOCK) {
         if (!MFA_FUSES) {
-            MFA_UNROLL for (int j = 0; j < vectors; j++)
+            MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
                 v_store(weights + j * MFA_LANES, acc[r][j]);
             continue;
         }
         vf total = v_set1(0.0f);
-        MFA_UNROLL for (int j = 0; j < vectors; j++)
-        {
+        MFA_UNROLL_FOR (int j = 0; j < vectors; j++) {
             vf weight = exp2_vector(acc[r][j]);
             v_store(weights + j * MFA_LANES, weight);
             total = j ? v_add(total, weight) : weight;

@@ -14,17 +14,17 @@ MFA_INLINE void dots_of(float *scores, const float *query, const unsigned char *
 {
     const size_t size = precision == MFA_PRECISION_FP32 ? 4 : 2;
     vf acc[KEYS_AT_ONCE];
-    MFA_UNROLL for (int k = 0; k < at_once; k++) acc[k] = v_set1(0.0f);
+    MFA_UNROLL_FOR (int k = 0; k < at_once; k++)
+        acc[k] = v_set1(0.0f);
     unsigned d = 0;
     for (; d + MFA_LANES <= dim; d += MFA_LANES) {
         vf q = v_load(query + d);
-        MFA_UNROLL for (int k = 0; k < at_once; k++)
+        MFA_UNROLL_FOR (int k = 0; k < at_once; k++)
             prefetch_row_part(keys + (size_t)k * step, step, d * size);
-        MFA_UNROLL for (int k = 0; k < at_once; k++) acc[k] =
-            v_fma(q, load_vector(keys + (size_t)k * step + d * size, precision), acc[k]);
+        MFA_UNROLL_FOR (int k = 0; k < at_once; k++)
+            acc[k] = v_fma(q, load_vector(keys + (size_t)k * step + d * size, precision), acc[k]);
     }
-    MFA_UNROLL for (int k = 0; k < at_once; k++)
-    {
+    MFA_UNROLL_FOR (int k = 0; k < at_once; k++) {
         float rest = 0.0f;
         for (unsigned i = d; i < dim; i++)
             rest += query[i] * load_element(keys + (size_t)k * step + i * size, precision);
@@ -96,16 +96,18 @@ MFA_INLINE void add_columns(const mfa_decode *f, unsigned row, unsigned column, 
     float *output = f->output + (size_t)row * f->output_step + column;
     const unsigned char *values = f->values + column * size;
     vf acc[VECTORS_AT_ONCE];
-    MFA_UNROLL for (int j = 0; j < vectors; j++) acc[j] = v_set1(0.0f);
+    MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
+        acc[j] = v_set1(0.0f);
     for (unsigned key = 0; key < f->count; key++) {
         vf weight = v_set1(weights[key]);
-        MFA_UNROLL for (int j = 0; j < vectors; j++)
+        MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
             prefetch_row_part(values, f->value_step, (size_t)j * MFA_LANES * size);
-        MFA_UNROLL for (int j = 0; j < vectors; j++) acc[j] =
-            v_fma(weight, load_vector(values + (size_t)j * MFA_LANES * size, precision), acc[j]);
+        MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
+            acc[j] = v_fma(weight, load_vector(values + (size_t)j * MFA_LANES * size, precision),
+                           acc[j]);
         values += f->value_step;
     }
-    MFA_UNROLL for (int j = 0; j < vectors; j++)
+    MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
         v_store(output + j * MFA_LANES, v_add(v_load(output + j * MFA_LANES), acc[j]));
 }
 

@@ -41,8 +41,7 @@ MFA_INLINE void store_columns(float *tile, unsigned width, vf v[MFA_LANES], unsi
                               float factor, const unsigned group, const int as)
 {
     transpose(v);
-    MFA_UNROLL for (unsigned i = 0; i < MFA_LANES; i++)
-    {
+    MFA_UNROLL_FOR (unsigned i = 0; i < MFA_LANES; i++) {
         vf column = as == MFA_AS_PAIRS ? v[i] : v_mul(v[i], v_set1(factor));
         if (i < columns)
             memcpy(tile + (size_t)i * width, &column, group * sizeof(float));
@@ -58,8 +57,8 @@ MFA_INLINE void pack_group(float *tile, unsigned width, const mfa_source *from, 
     vf v[MFA_LANES];
     unsigned d = 0;
     for (; d < whole; d += MFA_LANES) {
-        MFA_UNROLL for (unsigned r = 0; r < MFA_LANES; r++) v[r] =
-            r < count ? row_vector(from, first + r, d, as) : v_set1(0.0f);
+        MFA_UNROLL_FOR (unsigned r = 0; r < MFA_LANES; r++)
+            v[r] = r < count ? row_vector(from, first + r, d, as) : v_set1(0.0f);
         store_columns(tile + (size_t)d * width + first, width, v, MFA_LANES, factor, group, as);
     }
     for (; d < length; d += MFA_LANES) {
@@ -122,7 +121,7 @@ MFA_INLINE void pack_values(float *panels, size_t panel_stride, size_t first,
         float *panel = panels;
         unsigned column = 0;
         for (; column < wide; column += MFA_NR, panel += panel_stride)
-            MFA_UNROLL for (unsigned i = 0; i < MFA_NR; i += MFA_LANES)
+            MFA_UNROLL_FOR (unsigned i = 0; i < MFA_NR; i += MFA_LANES)
                 v_store(panel + (first + r) * MFA_NR + i, row_vector(from, r, column + i, as));
         for (; column < padded; column += MFA_NR, panel += panel_stride) {
             const unsigned width = padded - column < MFA_NR ? padded - column : MFA_NR;

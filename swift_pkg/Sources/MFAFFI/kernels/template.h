@@ -42,11 +42,11 @@
 #define MFA_PASTE(a, b) MFA_PASTE_(a, b)
 #define MFA_INLINE static inline __attribute__((always_inline))
 #if defined(MFA_NO_UNROLL) /* sanitizers make unrolled loops take minutes to compile */
-#define MFA_UNROLL
+#define MFA_UNROLL_FOR for
 #elif defined(__clang__)
-#define MFA_UNROLL _Pragma("clang loop unroll(full)")
+#define MFA_UNROLL_FOR _Pragma("clang loop unroll(full)") for
 #else
-#define MFA_UNROLL _Pragma("GCC unroll 32")
+#define MFA_UNROLL_FOR _Pragma("GCC unroll 32") for
 #endif
 
 /* Keeps the compiler from loading early what it then has to keep elsewhere. */
@@ -76,7 +76,8 @@ MFA_INLINE vf load_vector(const unsigned char *at, int precision)
 MFA_INLINE vf polynomial(vf x, const float c[5])
 {
     vf p = v_set1(c[0]);
-    MFA_UNROLL for (int i = 1; i < 5; i++) p = v_fma(p, x, v_set1(c[i]));
+    MFA_UNROLL_FOR (int i = 1; i < 5; i++)
+        p = v_fma(p, x, v_set1(c[i]));
     return v_fma(p, x, v_set1(1.0f));
 }
 
@@ -109,7 +110,7 @@ enum { LINE = 64 }; /* bytes of a cache line, nearly everywhere */
 MFA_INLINE void prefetch_operand(const float *at, const int floats)
 {
     enum { STEPS = MFA_PREFETCH_STEPS };
-    MFA_UNROLL for (int i = 0; i < floats; i += LINE / (int)sizeof *at)
+    MFA_UNROLL_FOR (int i = 0; i < floats; i += LINE / (int)sizeof *at)
         __builtin_prefetch(at + (size_t)STEPS * (size_t)floats + i);
 }
 

@@ -23,8 +23,7 @@
 
 MFA_INLINE void transpose(vf v[MFA_LANES])
 {
-    MFA_UNROLL for (int i = 0; i < MFA_LANES; i += 4)
-    {
+    MFA_UNROLL_FOR (int i = 0; i < MFA_LANES; i += 4) {
         vf ab_low = MIX(v[i], v[i + 1], 0, 1, 4, 5), ab_high = MIX(v[i], v[i + 1], 2, 3, 6, 7);
         vf cd_low = MIX(v[i + 2], v[i + 3], 0, 1, 4, 5);
         vf cd_high = MIX(v[i + 2], v[i + 3], 2, 3, 6, 7);
@@ -34,15 +33,13 @@ MFA_INLINE void transpose(vf v[MFA_LANES])
         v[i + 3] = MIX(ab_high, cd_high, 1, 3, 5, 7);
     }
 #if MFA_LANES == 8
-    MFA_UNROLL for (int j = 0; j < 4; j++)
-    {
+    MFA_UNROLL_FOR (int j = 0; j < 4; j++) {
         vf a = v[j], b = v[4 + j];
         v[j] = __builtin_shufflevector(a, b, PART(0), PART(2));
         v[4 + j] = __builtin_shufflevector(a, b, PART(1), PART(3));
     }
 #elif MFA_LANES == 16
-    MFA_UNROLL for (int j = 0; j < 4; j++)
-    {
+    MFA_UNROLL_FOR (int j = 0; j < 4; j++) {
         vf a = v[j], b = v[4 + j], c = v[8 + j], d = v[12 + j];
         vf ab_low = __builtin_shufflevector(a, b, PART(0), PART(1), PART(4), PART(5));
         vf ab_high = __builtin_shufflevector(a, b, PART(2), PART(3), PART(6), PART(7));
