@@ -94,9 +94,10 @@ MFLUX_OLDEST := 0.23.0
 
 $(MFLUX)/.complete: requirements/mflux.in requirements/mflux-constraints.txt Makefile
 	@echo "Setting up $(MFLUX) ..."
-	@$(PYTHON) -m venv --clear $(MFLUX)
+	@[ "$$($(MFLUX)/bin/python -VV 2>/dev/null)" = "$$($(PYTHON) -VV)" ] || $(PYTHON) -m venv --clear $(MFLUX)
 	@$(MFLUX)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/mflux-constraints.txt -r requirements/mflux.in
 	@$(MFLUX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-warn-conflicts mflux==$(MFLUX_NEWEST)
+	@rm -rf $(MFLUX)/oldest
 	@$(MFLUX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(MFLUX)/oldest mflux==$(MFLUX_OLDEST) pillow==12.3.0
 	@touch $@
 

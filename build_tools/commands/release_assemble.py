@@ -21,6 +21,10 @@ HELP = "check the files of a release and make its folder"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("built", type=Path, metavar="DIR", help="the wheels and the sdist")
+    parser.add_argument(
+        "--reports", type=Path, metavar="DIR",
+        help="reports of the self-test on macOS; the notes say whether a GPU ran it",
+    )  # fmt: skip
     parser.add_argument("--tag", required=True, help="the tag that is being released")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not exist")
 
@@ -29,6 +33,6 @@ def run(args: argparse.Namespace) -> int:
     """Check, assemble, print the checksums."""
     subject = project.load()
     assemble.require_tag(args.tag, subject)
-    made = assemble.assemble(args.built, args.out, subject)
+    made = assemble.assemble(args.built, args.out, subject, reports=args.reports)
     stdout.print((made / assemble.SUMS).read_text(encoding="utf-8"), end="", markup=False)
     return 0

@@ -1,7 +1,8 @@
 """Shader packs: record the sources that Qwen-Image needs, compile them on a Mac, verify a pack.
 
 ``record`` runs wherever ``typecheck`` does (upstream's own generator, against stand-in Apple
-modules); ``pack`` needs a Mac with the Metal toolchain; ``verify`` runs anywhere.
+modules); ``try`` and ``pack`` need a Mac with the Metal toolchain, but no GPU; ``verify`` runs
+anywhere.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from build_tools.commands import common
-from build_tools.native import kernels, shader_compiler, shaders, typecheck
+from build_tools.native import kernels, metal_in_process, shader_compiler, shaders, typecheck
 from build_tools.source import fetch, overlay, remotes
 from build_tools.source import lock as locks
 from build_tools.support import paths
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import argparse
 
     from build_tools.native.kernels import Found
+    from build_tools.native.shader_compiler import Outcome
 
 HELP = "record, compile and verify the shaders that a wheel carries"
 # As upstream asks, with the math mode that our overlay always says. The functions are the system's
@@ -45,6 +47,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     pack.add_argument("folder", type=Path, help="new folder for the pack")
     pack.add_argument("--xcrun", default="/usr/bin/xcrun", help="default: %(default)s")
     common.add_log(pack)
+    attempt = actions.add_parser("try", help="which sources Apple's compilers accept (a Mac)")
+    attempt.add_argument("record", type=Path, help="folder that `record` wrote")
+    attempt.add_argument("--xcrun", default="/usr/bin/xcrun", help="default: %(default)s")
+    attempt.add_argument(
+        "--in-process", action="store_true", help="by the run-time compiler of this Mac, too"
+    )
+    common.add_log(attempt)
     verify = actions.add_parser("verify", help="check a pack, and what it covers")
     verify.add_argument("folder", type=Path, help="the pack")
     verify.add_argument("--record", type=Path, help="the sources that it must cover")
@@ -55,8 +64,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do one of the three."""
-    return {"record": _record, "pack": _pack, "verify": _verify}[args.action](args)
+    """Do one of the four."""
+    actions = {"record": _record, "try": _try, "pack": _pack, "verify": _verify}
+    return actions[args.action](args)
 
 
 def _record(args: argparse.Namespace) -> int:
@@ -95,6 +105,44 @@ def write(folder: Path, commits: dict[str, str], found: list[Found]) -> shaders.
         )
         sources[described] = item.source
     return shaders.write_record(folder, commits=commits, options=OPTIONS, sources=sources)
+
+
+def _try(args: argparse.Namespace) -> int:
+    """Tell what becomes of each source; only a plain variant that does not compile is an error.
+
+    macOS 26 is reported to reject upstream's form, which is what the plain one is for.
+    """
+    record = shaders.load_record(args.record)
+    asked = [shader_compiler.attempt(record, xcrun=args.xcrun, log=common.log_file(args))]
+    if args.in_process:
+        runtime = metal_in_process.compiler(record.options)
+        if runtime is None:
+            say("there is no Metal device: not tried in this process")
+        else:
+            asked.append((f"in process, {runtime.name}", _in_process(record, runtime)))
+    for name, outcomes in asked:
+        stdout.print(f"### {name}\n", markup=False)
+        for each in outcomes:
+            stdout.print(f"- {each}", markup=False)
+        stdout.print()
+    broken = [
+        f"{name}: {each}"
+        for name, outcomes in asked
+        for each in outcomes
+        if each.error is not None and each.source.variant == "plain"
+    ]
+    if broken:
+        listed = "".join(f"\n  {text}" for text in broken)
+        msg = f"plain variants that do not compile:{listed}"
+        raise ShaderError(msg)
+    return 0
+
+
+def _in_process(record: shaders.Record, runtime: metal_in_process.Compiler) -> list[Outcome]:
+    return [
+        shader_compiler.Outcome(source=source, error=runtime.error(record.text(source)))
+        for source in record.sources
+    ]
 
 
 def _pack(args: argparse.Namespace) -> int:

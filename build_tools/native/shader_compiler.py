@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,6 @@ from build_tools.support.console import say
 from build_tools.support.errors import ShaderError, ToolError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from build_tools.native.shaders import Record, Source
 
 HINT = (
@@ -55,6 +53,69 @@ def flags(options: str) -> list[str]:
     return result + [f"-D{macro}" for macro in macros.split(",") if macro]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """``metal`` and ``metallib`` as ``xcrun`` starts them, and what they call themselves."""
+
+    metal: tuple[str, ...]
+    metallib: tuple[str, ...]
+    version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one source: ``error`` is the compiler's word against it, or ``None``."""
+
+    source: Source
+    error: str | None
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        return f"{self.source.purpose}, {self.source.variant}: {self.error or 'compiles'}"
+
+
+def tools(xcrun: str) -> Tools:
+    """Find the Metal compiler.
+
+    Raises:
+        ToolError: There is none.
+
+    """
+    xcrun = str(Path(process.find(xcrun, hint=HINT)).absolute())
+    metal, metallib = ((xcrun, "-sdk", "macosx", tool) for tool in ("metal", "metallib"))
+    try:
+        version = process.capture([*metal, "--version"]).splitlines()[0]
+    except (ToolError, IndexError) as error:
+        msg = f"{error}\n{HINT}"
+        raise ToolError(msg) from error
+    return Tools(metal=metal, metallib=metallib, version=version)
+
+
+def compile_all(record: Record, folder: Path, compiler: Tools, *, log: Path) -> list[Outcome]:
+    """Compile every source into ``folder``, as ``<key>.metallib``, and say what became of each."""
+    outcomes = []
+    with tempfile.TemporaryDirectory(prefix=".scratch-", dir=folder.parent) as scratch:
+        for number, source in enumerate(record.sources, 1):
+            say(f"[{number}/{len(record.sources)}] {source.purpose}, {source.variant}")
+            made = folder / f"{source.key}.metallib"
+            try:
+                _compile(record, source, compiler, Path(scratch), made, log)
+            except ToolError as error:
+                outcomes.append(Outcome(source=source, error=_last_line(error)))
+            else:
+                outcomes.append(Outcome(source=source, error=None))
+    return outcomes
+
+
+def attempt(record: Record, *, xcrun: str, log: Path) -> tuple[str, list[Outcome]]:
+    """Compile every source, both variants, keep nothing; return the compiler and the outcomes."""
+    compiler = tools(xcrun)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "made"
+        target.mkdir()
+        return compiler.version, compile_all(record, target, compiler, log=log)
+
+
 def pack(record: Record, target: Path, *, xcrun: str, log: Path) -> list[str]:
     """Compile every source of ``record`` into the new folder ``target``.
 
@@ -71,35 +132,24 @@ def pack(record: Record, target: Path, *, xcrun: str, log: Path) -> list[str]:
     if target.exists():
         msg = f"{target} exists; remove it, or name another folder"
         raise ShaderError(msg)
-    xcrun = str(Path(process.find(xcrun, hint=HINT)).absolute())
-    metal, metallib = ([xcrun, "-sdk", "macosx", tool] for tool in ("metal", "metallib"))
-    try:
-        compiler = process.capture([*metal, "--version"]).splitlines()[0]
-    except (ToolError, IndexError) as error:
-        msg = f"{error}\n{HINT}"
-        raise ToolError(msg) from error
+    compiler = tools(xcrun)
     target.parent.mkdir(parents=True, exist_ok=True)
-    libraries: dict[str, Any] = {}
-    left_out = []
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-        stage, scratch = Path(folder) / "pack", Path(folder) / "scratch"
+        stage = Path(folder) / "pack"
         stage.mkdir()
-        scratch.mkdir()
-        for number, source in enumerate(record.sources, 1):
-            say(f"[{number}/{len(record.sources)}] {source.purpose}, {source.variant}")
-            made = stage / f"{source.key}.metallib"
-            try:
-                _compile(record, source, metal, metallib, scratch, made, log)
-            except ToolError as error:
-                left_out.append(f"{source.purpose}, {source.variant}: {_last_line(error)}")
-                continue
-            libraries[source.key] = {
-                "file": made.name,
-                "sha256": files.sha256(made),
-                "variant": source.variant,
-                "compiler": compiler,
+        outcomes = compile_all(record, stage, compiler, log=log)
+        left_out = [str(each) for each in outcomes if each.error is not None]
+        libraries: dict[str, Any] = {
+            each.source.key: {
+                "file": f"{each.source.key}.metallib",
+                "sha256": files.sha256(stage / f"{each.source.key}.metallib"),
+                "variant": each.source.variant,
+                "compiler": compiler.version,
                 "minimum_os": ".".join(map(str, shaders.OLDEST_OS)),
             }
+            for each in outcomes
+            if each.error is None
+        }
         missing = shaders.uncovered(libraries, record.sources)
         if missing:
             listed = "".join(f"\n  {text}" for text in left_out)
@@ -119,20 +169,15 @@ def pack(record: Record, target: Path, *, xcrun: str, log: Path) -> list[str]:
 
 
 def _compile(
-    record: Record,
-    source: Source,
-    metal: Sequence[str],
-    metallib: Sequence[str],
-    scratch: Path,
-    made: Path,
-    log: Path,
+    record: Record, source: Source, compiler: Tools, scratch: Path, made: Path, log: Path
 ) -> None:
     # One name for all: a metallib may hold its source's name, and packs should be reproducible.
     text, air = scratch / "shader.metal", scratch / "shader.air"
     text.write_text(record.text(source), encoding="utf-8")
-    command = [*metal, *flags(record.options), "-c", text.name, "-o", air.name]
+    command = [*compiler.metal, *flags(record.options), "-c", text.name, "-o", air.name]
     process.run(command, log=log, cwd=scratch, timeout=TIME_LIMIT)
-    process.run([*metallib, air.name, "-o", str(made)], log=log, cwd=scratch, timeout=TIME_LIMIT)
+    command = [*compiler.metallib, air.name, "-o", str(made)]
+    process.run(command, log=log, cwd=scratch, timeout=TIME_LIMIT)
     if not made.is_file():
         msg = f"metallib wrote nothing for {source.key}"
         raise ToolError(msg)

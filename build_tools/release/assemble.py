@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools.release import changelog, files
+from build_tools.release import changelog, files, gpu
 from build_tools.release.errors import ReleaseError
 
 if TYPE_CHECKING:
@@ -30,11 +30,12 @@ def require_tag(tag: str, project: Project) -> None:
         raise ReleaseError(msg)
 
 
-def assemble(built: Path, out: Path, project: Project) -> Path:
+def assemble(built: Path, out: Path, project: Project, *, reports: Path | None = None) -> Path:
     """Make the folder ``out`` from the files in ``built``.
 
     It holds dist/ (what is published), SHA256SUMS, sboms/<wheel>.cdx.json and NOTES.md, and appears
-    whole or not at all.
+    whole or not at all. ``reports`` holds the self-tests' reports, from which the notes say whether
+    a GPU ran the release.
 
     Raises:
         ReleaseError: The files are not a release (every reason is listed), the CHANGELOG has no
@@ -49,7 +50,7 @@ def assemble(built: Path, out: Path, project: Project) -> Path:
         listed = "\n".join(f"  {each}" for each in wrong)
         msg = f"{built} cannot be released as {project.version}:\n{listed}"
         raise ReleaseError(msg)
-    text = changelog.notes(project.changelog, project.version)
+    text = f"{changelog.notes(project.changelog, project.version)}\n\n{gpu.notes(reports)}"
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".release-", dir=out.parent) as temporary:
         stage = Path(temporary) / out.name

@@ -207,6 +207,7 @@ def test_assembling(noted: Path, subject: Project, tmp_path: Path) -> None:
     notes = (out / "NOTES.md").read_text(encoding="utf-8")
     assert notes.startswith(f"Notes of {subject.version}.")
     assert all(name in notes for name in names)
+    assert "No GPU ran this release" in notes
 
 
 def test_nothing_is_left_of_a_refused_release(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tomlkit
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from build_tools import __main__ as build_tools_main
 from tests.build_tools.release import workflows
@@ -18,6 +23,7 @@ from tests.build_tools.release.workflows import FILES, ROOT, Step
 BIN = Path(sys.executable).parent
 # Hosted images that GitHub's list names and does not call deprecated or a preview.
 RUNNERS = {"ubuntu-24.04", "ubuntu-24.04-arm", "macos-15", "macos-26"}
+MAC = ["self-hosted", "macOS", "ARM64"]
 PINNED = re.compile(r"^\s*(?:- )?uses: [\w.-]+/[\w./-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+$")
 OWN = re.compile(r"^\s*uses: \$/\.github/workflows/(?P<name>[\w.-]+)$")
 STEPS = [step for path in FILES for step in workflows.steps(path)]
@@ -49,12 +55,15 @@ def test_they_satisfy_githubs_schema() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_zizmor_at_its_strictest_finds_nothing() -> None:
+def test_zizmor_at_its_strictest_finds_the_one_mac_only() -> None:
     done = _run(
         str(BIN / "zizmor"), "--offline", "--persona", "auditor", "--strict-collection",
-        "--no-ignores", "--no-progress", "--quiet", str(workflows.FOLDER),
+        "--no-ignores", "--no-progress", "--quiet", "--format=json", str(workflows.FOLDER),
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    # A GPU can be had on a machine of our own only; a variable switches that job on.
+    assert [each["ident"] for each in found] == ["self-hosted-runner"], done.stdout
+    assert "wheels.yml" in json.dumps(found[0]["locations"])
 
 
 def test_zizmor_would_find_something(tmp_path: Path) -> None:
@@ -100,6 +109,11 @@ def test_the_house_rules(path: Path) -> None:
         assert isinstance(job["timeout-minutes"], int), name
         matrix = job.get("strategy", {}).get("matrix", {})
         listed = matrix.get("runner", [each["runner"] for each in matrix.get("include", [])])
+        if job["runs-on"] == MAC:
+            assert job["if"] == "vars.SELF_HOSTED_MAC == 'true'"
+            # Whoever can open a pull request must not be able to run code there.
+            assert "pull_request" not in data["on"]
+            continue
         runners = listed if "matrix" in job["runs-on"] else [job["runs-on"]]
         assert runners
         assert set(runners) <= RUNNERS, name
@@ -154,6 +168,70 @@ def test_nothing_is_published_unless_everything_passed() -> None:
     assert all("continue-on-error" not in repr(job) for job in jobs.values())
 
 
+def _self_tests() -> dict[str, list[str]]:
+    """Return, for each job, the commands that run the self-test of the Metal library."""
+    found: dict[str, list[str]] = {}
+    for step in SCRIPTS:
+        for words in workflows.commands(step.script):
+            if any("gpu_selftest.py" in word or word == "$script" for word in words):
+                found.setdefault(f"{step.file}:{step.job}", []).append(" ".join(words))
+    return found
+
+
+def test_a_hosted_runner_may_refuse_for_its_device_and_a_mac_may_not() -> None:
+    assert not [s for s in SCRIPTS if re.search(r"qwen-mfa\S* selftest --metal", s.script)]
+    found = _self_tests()
+    assert set(found) == {"ci.yml:macos", "wheels.yml:install", "wheels.yml:mac"}
+    for job, commands in found.items():
+        (command,) = commands
+        assert ("--gpu" in command) == (job == "wheels.yml:mac")
+        assert command.endswith("qwen-mfa report.json")
+
+
+def test_a_release_says_whether_a_gpu_ran_it() -> None:
+    steps = workflows.jobs(workflows.FOLDER / "release.yml")["assemble"]["steps"]
+    fetched = {step["with"]["pattern"]: step["with"]["path"] for step in steps if "with" in step
+               and "pattern" in step["with"]}  # fmt: skip
+    assert fetched["report-*"] == "build/reports"
+    assert "--reports build/reports" in steps[-2]["run"]
+    uploads = {step.data["with"]["name"] for step in STEPS if step.file == "wheels.yml"
+               and "upload-artifact" in step.data.get("uses", "")}  # fmt: skip
+    assert {"report-${{ matrix.runner }}-${{ matrix.python }}", "report-self-hosted"} <= uploads
+
+
+def test_apples_compilers_see_every_source_on_both_systems() -> None:
+    jobs = workflows.jobs(workflows.FOLDER / "ci.yml")
+    assert jobs["shaders"]["needs"] == "shader-sources"
+    assert jobs["shaders"]["strategy"]["matrix"]["runner"] == ["macos-15", "macos-26"]
+    assert "shaders record" in repr(jobs["shader-sources"]["steps"])
+    assert "shaders try build/record --in-process" in jobs["shaders"]["steps"][-1]["run"]
+
+
+def test_python_314_and_the_free_threaded_build_are_tried() -> None:
+    wheels = workflows.jobs(workflows.FOLDER / "wheels.yml")["install"]
+    assert {"3.10", "3.14", "3.14t"} <= set(wheels["strategy"]["matrix"]["python"])
+    linux = workflows.jobs(workflows.FOLDER / "ci.yml")["linux"]["strategy"]["matrix"]
+    assert "3.14" in {each["python"] for each in linux["include"]}
+
+
+@pytest.mark.parametrize("names", ["dev.in mflux.in", "constraints.txt mflux-constraints.txt"])
+def test_what_the_wheel_needs_on_macos_is_in_our_own_environments(names: str) -> None:
+    """`make install` installs no dependencies: they have to be there, at a version of ours."""
+    settings: Any = tomlkit.parse((ROOT / "pyproject.toml").read_text("utf-8")).unwrap()
+    mac = {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64"}
+    needed = {
+        canonicalize_name(requirement.name)
+        for requirement in map(Requirement, settings["project"]["dependencies"])
+        if requirement.marker is None or requirement.marker.evaluate(mac)
+    } | {"mlx-metal", "pyobjc-core", "pyobjc-framework-cocoa"}
+    assert "pyobjc-framework-metal" in needed
+    for name in names.split():
+        lines = (ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines()
+        there = [Requirement(line) for line in lines if line and not line.startswith("#")]
+        found = {canonicalize_name(r.name) for r in there if not r.marker or r.marker.evaluate(mac)}
+        assert needed <= found, f"{name} lacks {needed - found}"
+
+
 def test_only_the_publishing_job_can_publish() -> None:
     jobs = workflows.jobs(workflows.FOLDER / "release.yml")
     publish = jobs["publish"]
@@ -185,7 +263,7 @@ def _with_environment(step: Step) -> str:
     """Declare the variables that the runner, the workflow and the step set."""
     job = workflows.jobs(workflows.FOLDER / step.file)[step.job]
     names = {*job.get("env", {}), *step.data.get("env", {})}
-    names |= {"RUNNER_TEMP", "GITHUB_OUTPUT", "GITHUB_PATH"}
+    names |= {"RUNNER_TEMP", "GITHUB_OUTPUT", "GITHUB_PATH", "GITHUB_STEP_SUMMARY"}
     return "".join(f': "${{{name}:?}}"\n' for name in sorted(names))
 
 
@@ -201,7 +279,7 @@ def test_local_commands_were_found() -> None:
     shown = " | ".join(" ".join(each.values[0]) for each in LOCAL)  # type: ignore[arg-type]
     for wanted in (
         "native --engine metal", "audit --strict", "release-check", "release-assemble", "pin HEAD",
-        "selftest --metal", "doctor", "make lint types", "cibuildwheel --platform",
+        "shaders try", "shaders record", "doctor", "make lint types", "cibuildwheel --platform",
     ):  # fmt: skip
         assert wanted in shown, wanted
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -146,6 +148,108 @@ def test_no_compiler(
     with pytest.raises(ToolError, match="downloadComponent MetalToolchain"):
         shader_compiler.pack(record, tmp_path / "pack", xcrun=xcrun, log=tmp_path / "log")
     assert not (tmp_path / "pack").exists()
+
+
+def try_(record: shaders.Record, log: Path, *more: str) -> int:
+    command = ["shaders", "try", str(record.folder), "--xcrun", XCRUN, "--log", str(log)]
+    return main([*command, *more])
+
+
+def test_trying_says_what_each_compiler_accepts(
+    record: shaders.Record,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert try_(record, tmp_path / "log") == 0
+    told = capsys.readouterr().out
+    assert told.count(": compiles") == 4
+    assert "Apple metal version 32023.620 (stand-in)" in told
+    # Upstream's form may be rejected: that is what the plain one is for.
+    monkeypatch.setenv("STANDIN_REJECTS_ASM", "1")
+    assert try_(record, tmp_path / "log") == 0
+    told = capsys.readouterr().out
+    assert told.count(": compiles") == 2
+    assert told.count("upstream: shader.metal:1:1: error: illegal string literal") == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"record", "log"}
+
+
+def test_a_plain_variant_that_does_not_compile_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "kernel void attention() { REJECTED; }"
+    case = kernels.Case(family=9, input="bf16", intermediate="fp32", variant="plain")
+    item = kernels.Generated(case=case, key=shaders.key_of(OPTIONS, text), source=text)
+    record = write(tmp_path / "record", COMMITS, [kernels.Found(item=item, lengths=(1024,))])
+    assert try_(record, tmp_path / "log") == 1
+    assert "plain variants that do not compile" in capsys.readouterr().err
+
+
+class Device:
+    """STAND-IN for an MTLDevice that compiles as the stand-in ``xcrun`` does."""
+
+    def __init__(self, rejected: str) -> None:
+        self.rejected = rejected
+        self.asked: list[tuple[int, int, int]] = []
+
+    def name(self) -> str:
+        return "Apple Paravirtual device"
+
+    def newLibraryWithSource_options_error_(  # noqa: N802 - PyObjC's name
+        self, text: str, options: Options, error: None
+    ) -> tuple[object, object]:
+        self.asked.append((options.language, options.math, options.functions))
+        if self.rejected in text:
+            return None, SimpleNamespace(localizedDescription=lambda: "program_source:1: error")
+        return object(), None
+
+
+class Options:
+    """STAND-IN for MTLCompileOptions: what was set."""
+
+    language = math = functions = -1
+
+    @classmethod
+    def alloc(cls) -> Options:
+        return cls()
+
+    def init(self) -> Options:
+        return self
+
+    def setLanguageVersion_(self, value: int) -> None:  # noqa: N802
+        self.language = value
+
+    def setMathMode_(self, value: int) -> None:  # noqa: N802
+        self.math = value
+
+    def setMathFloatingPointFunctions_(self, value: int) -> None:  # noqa: N802
+        self.functions = value
+
+
+@pytest.mark.parametrize(
+    ("rejected", "status", "accepted"), [("nothing", 0, 8), ("__asm", 0, 6), ("lanes", 1, 6)]
+)
+def test_trying_in_the_process_too(
+    record: shaders.Record,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rejected: str,
+    status: int,
+    accepted: int,
+) -> None:
+    device = Device(rejected)
+    metal = SimpleNamespace(MTLCompileOptions=Options, MTLCreateSystemDefaultDevice=lambda: device)
+    monkeypatch.setitem(sys.modules, "Metal", metal)
+    assert try_(record, tmp_path / "log", "--in-process") == status
+    told = capsys.readouterr()
+    assert told.out.count(": compiles") == accepted
+    assert "in process, Apple Paravirtual device" in told.out
+    # Metal 3.2, relaxed, fast functions: what the key of each source says.
+    assert device.asked == [((3 << 16) + 2, 1, 0)] * 4
+    monkeypatch.setattr(metal, "MTLCreateSystemDefaultDevice", lambda: None)
+    assert try_(record, tmp_path / "log", "--in-process") == 0
+    assert "no Metal device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
