@@ -54,7 +54,7 @@ lint-imports: setup
 	$(SAY) "Python: the direction of imports"
 	PYTHONPATH=mfa_wheel:. $(BIN)/lint-imports --no-logo --cache-dir build/import-linter
 
-SOURCES = $(shell find swift_pkg tests benchmarks \( -name .build -o -name miniature \) -prune -o \( $(1) \) -print | sort)
+SOURCES = $(shell find swift_pkg tests benchmarks \( -name .build -o -path tests/standins/upstream \) -prune -o \( $(1) \) -print | sort)
 C_SOURCES = $(call SOURCES,-name '*.c' -o -name '*.h' -o -name '*.cpp')
 # The text of PlainSimdgroupEvent.swift is Metal, compiled as it stands: its indentation counts.
 SWIFT_SOURCES = $(filter-out %/PlainSimdgroupEvent.swift,$(call SOURCES,-name '*.swift'))

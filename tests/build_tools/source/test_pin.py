@@ -8,13 +8,13 @@ import pytest
 
 from build_tools.source import lock as locks
 from build_tools.source import overlay
-from tests.build_tools.upstream.upstream import SUBMODULE, Upstream, write_overlay
+from tests.standins.upstream.repositories import SUBMODULE, Upstream, write_overlay
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.build_tools.upstream.conftest import Tools
-    from tests.build_tools.upstream.servers import GitServer
+    from tests.build_tools.conftest import Tools
+    from tests.standins.servers import GitServer
 
 ATTENTION = "Sources/FlashAttention/Attention/Attention.swift"
 ANCHOR = "device.makeLibrary(source: source, options: options)"

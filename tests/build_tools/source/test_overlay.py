@@ -11,7 +11,7 @@ from build_tools.source import overlay
 from build_tools.support import files
 from build_tools.support.errors import OverlayError
 from build_tools.support.paths import ROOT
-from tests.build_tools.upstream.upstream import SUBMODULE, miniature_tree, write_overlay
+from tests.standins.upstream.repositories import SUBMODULE, miniature_tree, write_overlay
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,8 @@ from filelock import FileLock
 
 from build_tools.native import standins
 from build_tools.support.paths import ROOT
-from tests.build_tools.upstream.servers import GitServer
-from tests.build_tools.upstream.upstream import Upstream
+from tests.standins.servers import GitServer
+from tests.standins.upstream.repositories import Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

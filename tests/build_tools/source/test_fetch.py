@@ -15,14 +15,14 @@ from build_tools.source import lock as locks
 from build_tools.source.remotes import Remotes
 from build_tools.support.errors import LockError, SourceError
 from build_tools.support.paths import ROOT
-from tests.build_tools.upstream.servers import HOST, GitServer, Proxy, free_port, tiny_disk
-from tests.build_tools.upstream.upstream import SUBMODULE, git
+from tests.standins.servers import HOST, GitServer, Proxy, free_port, tiny_disk
+from tests.standins.upstream.repositories import SUBMODULE, git
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.build_tools.upstream.conftest import Tools
-    from tests.build_tools.upstream.upstream import Pinned, Upstream
+    from tests.build_tools.conftest import Tools
+    from tests.standins.upstream.repositories import Pinned, Upstream
 
 QUICK = Remotes(attempts=2, backoff=0.01, timeout=20)
 

@@ -20,13 +20,19 @@ from build_tools.support import files
 from build_tools.support.errors import BuildError, OverlayError, ToolchainError, UsageError
 from build_tools.support.paths import ROOT
 from build_tools.wheel import sbom, setuptools_commands
-from tests.build_tools.upstream.servers import tiny_disk
-from tests.build_tools.upstream.upstream import HEADER, SUBMODULE, miniature_tree, write_overlay
+from tests.standins.servers import tiny_disk
+from tests.standins.upstream.repositories import (
+    HEADER,
+    MINIATURE,
+    SUBMODULE,
+    miniature_tree,
+    write_overlay,
+)
 
 if TYPE_CHECKING:
     from build_tools.native.standins import Standins
-    from tests.build_tools.upstream.conftest import Tools
-    from tests.build_tools.upstream.upstream import Upstream
+    from tests.build_tools.conftest import Tools
+    from tests.standins.upstream.repositories import Upstream
 
 REQUEST = {
     "heads": 1, "head_dim": 64, "length_q": 16, "length_kv": 16, "scale": 0.125, "causal": False,
@@ -159,7 +165,7 @@ def test_the_header_is_in_the_library(built: metal.Built, apple: Standins, tmp_p
     found = answer(built.library, apple, tmp_path)
     assert (found["code"], found["dispatches"]) == (0, 1)
     (text,) = found["sources"]
-    header = Path(__file__).parent / "miniature/sub/Sources/FlashAttention/GEMM/GEMMBFloatTypes.h"
+    header = MINIATURE / "sub/Sources/FlashAttention/GEMM/GEMMBFloatTypes.h"
     assert header.read_text(encoding="utf-8") in text
     assert '#include "' not in text
 

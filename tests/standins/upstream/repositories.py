@@ -17,9 +17,9 @@ from build_tools.support import files
 from build_tools.support.paths import ROOT
 
 if TYPE_CHECKING:
-    from tests.build_tools.upstream.servers import GitServer
+    from tests.standins.servers import GitServer
 
-MINIATURE = Path(__file__).with_name("miniature")
+MINIATURE = Path(__file__).parent
 SUBMODULE = "metal-flash-attention"
 HEADER = "Sources/MFAFFI/include/mfa_ffi.h"
 IDENTITY = {

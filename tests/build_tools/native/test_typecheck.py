@@ -15,14 +15,14 @@ from build_tools.source import lock as locks
 from build_tools.support import files
 from build_tools.support.errors import BuildError
 from build_tools.support.paths import ROOT
-from tests.build_tools.upstream.upstream import write_overlay
+from tests.standins.upstream.repositories import write_overlay
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from build_tools.native.standins import Standins
-    from tests.build_tools.upstream.conftest import Tools
-    from tests.build_tools.upstream.upstream import Upstream
+    from tests.build_tools.conftest import Tools
+    from tests.standins.upstream.repositories import Upstream
 
 
 def test_the_overlay_passes_its_own_tests(swift: str, apple: Standins, tmp_path: Path) -> None:
