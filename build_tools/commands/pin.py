@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from build_tools.commands import common
 from build_tools.source import lock as locks
 from build_tools.source import overlay, pin, remotes
-from build_tools.support.console import say, stdout
+from build_tools.support.console import printable, say, stdout
 from build_tools.support.errors import UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _show(old: Lock, proposal: Proposal) -> None:
         stdout.print(f"{name}: {before.commit} -> {after.commit}", markup=False)
         commits = proposal.commits.get(name, [])
         for line in commits[:SHOWN] or ["(no history to be had, or none between the two)"]:
-            stdout.print(f"  {line}", markup=False)
+            stdout.print(f"  {printable(line)}", markup=False)
         if len(commits) > SHOWN:
             stdout.print(f"  and {len(commits) - SHOWN} more", markup=False)
     for title, lines in (
@@ -104,4 +104,4 @@ def _show(old: Lock, proposal: Proposal) -> None:
     ):
         stdout.print(f"{title}: {len(lines) or 'none'}", markup=False)
         for line in lines:
-            stdout.print(f"  {line}", markup=False)
+            stdout.print(f"  {printable(line)}", markup=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -43,6 +44,10 @@ PASSED_ON = (
 )  # fmt: skip
 HINT = "Install git (Debian: `apt-get install git`; macOS: `xcode-select --install`)."
 FILE, EXECUTABLE, SYMLINK, GITLINK = "100644", "100755", "120000", "160000"
+# What every file system that we build on can hold below a folder of ours (macOS: 1,024 bytes a
+# path, 255 a name), and no source needs.
+MAX_DEPTH, MAX_PATH, MAX_NAME = 64, 700, 255
+SHOWN = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +126,8 @@ class Git:
 
     def log(self, old: str, new: str) -> list[str]:
         """List the commits that ``new`` has and ``old`` has not, newest first."""
-        text = self._read(*self._here, "log", "--format=%h %cs %s", f"{old}..{new}")
-        return text.decode(errors="replace").splitlines()
+        text = self._read(*self._here, "log", "-z", "--format=%h %cs %s", f"{old}..{new}")
+        return [line for line in text.decode(errors="replace").split("\0") if line]
 
     def gitmodules(self, commit: str) -> dict[str, dict[str, str]]:
         """Return what ``.gitmodules`` of ``commit`` says: name to its settings."""
@@ -197,13 +202,23 @@ def check_paths(entries: list[Entry], *, where: str) -> None:
 
     """
     seen: dict[str, str] = {}
-    links = {e.path.casefold() for e in entries if e.mode == SYMLINK}
+    links = {_folded(e.path) for e in entries if e.mode == SYMLINK}
     for entry in entries:
         parts = entry.path.split("/")
         if "" in parts or {".", "..", ".git"} & {part.casefold() for part in parts}:
             msg = f"{where} holds the unsafe path {entry.path!r}; it is not used"
             raise SourceError(msg)
-        folded = entry.path.casefold()
+        if (
+            len(parts) > MAX_DEPTH
+            or len(entry.path.encode()) > MAX_PATH
+            or max(len(part.encode()) for part in parts) > MAX_NAME
+        ):
+            msg = (
+                f"{where} holds a path that is too long for some file system: {len(parts)} names, "
+                f"{len(entry.path.encode())} bytes, {entry.path[:SHOWN]!r}...; it is not used"
+            )
+            raise SourceError(msg)
+        folded = _folded(entry.path)
         if folded in seen:
             msg = f"{where}: {entry.path!r} and {seen[folded]!r} are one file on macOS"
             raise SourceError(msg)
@@ -212,6 +227,11 @@ def check_paths(entries: list[Entry], *, where: str) -> None:
         if parents & links:
             msg = f"{where}: {entry.path!r} lies behind a symbolic link; it is not used"
             raise SourceError(msg)
+
+
+def _folded(path: str) -> str:
+    """Return what macOS compares: neither case nor the form of accented letters tells two apart."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
 
 
 def _read_blob(stream: IO[bytes], entry: Entry) -> bytes:
@@ -232,10 +252,16 @@ def _write_entry(target: Path, entry: Entry, content: bytes) -> None:
     path = target / entry.path
     path.parent.mkdir(parents=True, exist_ok=True)
     if entry.mode == SYMLINK:
+        if not 0 < len(content) <= MAX_PATH or b"\0" in content:
+            msg = (
+                f"the symbolic link {entry.path!r} cannot be made: {len(content)} bytes, "
+                f"{content[:SHOWN]!r}"
+            )
+            raise SourceError(msg)
         link = content.decode(errors="surrogateescape")
         inside = os.path.normpath(os.path.join(os.path.dirname(entry.path), link))  # noqa: PTH118, PTH120 - text, not a file
         if link.startswith("/") or inside == ".." or inside.startswith("../"):
-            msg = f"the symbolic link {entry.path} points outside the source: {link!r}"
+            msg = f"the symbolic link {entry.path!r} points outside the source: {link!r}"
             raise SourceError(msg)
         path.symlink_to(link)
         return

@@ -20,6 +20,8 @@ MIRROR_VARIABLE = "QWEN_MFA_MIRROR"
 OFFLINE_VARIABLE = "QWEN_MFA_OFFLINE"
 # The server answered, and the answer will not change: asking again is of no use.
 FINAL = ("not our ref", "unadvertised object", "couldn't find remote ref", "does not appear to be")
+# Git took what was sent and refuses it: neither the network nor another attempt is the answer.
+REFUSED = ("fsck error", "invalid index-pack output", "did not send all necessary objects")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,20 +127,30 @@ def ask(remotes: Remotes, url: str, request: Callable[[str], None], *, what: str
 
     """
     failures: list[str] = []
+    refused = False
     for address in remotes.urls(url):
         reason = _try(remotes, address, request, what=what)
         if reason is None:
             return address
+        refused |= _says(reason, REFUSED)
         failures.append(f"  {address}: {reason}")
     if not failures:
         msg = f"{what}: {url} is not in the mirror {remotes.mirror} and --offline is set"
         raise SourceError(msg)
     tried = "\n".join(failures)
-    msg = (
-        f"{what} could not be had:\n{tried}\n"
-        f"Check the network, or give --mirror DIR|URL (or {MIRROR_VARIABLE}) with a copy of it."
+    advice = (
+        "Git refuses what it was sent: the commit, or the copy of it, is damaged or malicious. "
+        "Nothing was kept; pin another commit, or report it upstream."
+        if refused
+        else "Check the network, or give --mirror DIR|URL "
+        f"(or {MIRROR_VARIABLE}) with a copy of it."
     )
+    msg = f"{what} could not be had:\n{tried}\n{advice}"
     raise SourceError(msg)
+
+
+def _says(reason: str, words: tuple[str, ...]) -> bool:
+    return any(word in reason for word in words)
 
 
 def _try(
@@ -150,7 +162,7 @@ def _try(
         reason = _failure(address, request)
         if reason is None:
             return None
-        if attempt == remotes.attempts or any(word in reason for word in FINAL):
+        if attempt == remotes.attempts or _says(reason, FINAL + REFUSED):
             say(f"{what}: {address} gave up: {reason}")
             return reason
         pause = remotes.backoff * 2 ** (attempt - 1)
@@ -168,12 +180,12 @@ def _failure(address: str, request: Callable[[str], None]) -> str | None:
 
 
 def _reason(error: BuildToolsError) -> str:
-    """Return the line of git's output that says most."""
+    """Return the lines of git's output that say most."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith(("fatal:", "error:", "remote error:"))]
     if any("ran longer than" in line for line in lines):
         return next(line for line in lines if "ran longer than" in line)
-    return "; ".join(telling[-2:]) or lines[0]
+    return "; ".join(telling[-3:]) or lines[0]
 
 
 def _names(url: str) -> tuple[str, str]:

@@ -10,7 +10,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from build_tools.source.git import EXECUTABLE, FILE, GITLINK, SYMLINK
+from build_tools.source.git import EXECUTABLE, FILE, GITLINK, MAX_DEPTH, SYMLINK
+from build_tools.support.errors import SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +29,9 @@ def tree_hash(root: Path, *, gitlinks: Mapping[str, str], listing: dict[str, str
             folder is not entered.
         listing: Receives, for every file, its path and ``"mode hash"``.
 
+    Raises:
+        SourceError: It is deeper than any source that is accepted.
+
     """
     return _hash_folder(root, "", gitlinks, listing)
 
@@ -35,6 +39,11 @@ def tree_hash(root: Path, *, gitlinks: Mapping[str, str], listing: dict[str, str
 def _hash_folder(
     folder: Path, prefix: str, gitlinks: Mapping[str, str], listing: dict[str, str]
 ) -> str:
+    if prefix.count("/") > MAX_DEPTH:
+        msg = (
+            f"{folder} lies deeper than any source that is accepted; remove it, or fetch --refresh"
+        )
+        raise SourceError(msg)
     rows: list[tuple[bytes, str, str, str]] = []
     for item in folder.iterdir():
         path = f"{prefix}{item.name}"

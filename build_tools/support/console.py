@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,9 +19,22 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 stdout = Console(highlight=False, soft_wrap=True)
 
 
+def printable(text: str) -> str:
+    """Return ``text`` on one line, with everything escaped that a terminal would act on.
+
+    For what comes from outside: names, subjects of commits, a server's words.
+    """
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
 def say(text: str) -> None:
-    """Print one line of progress."""
-    stderr.print(text, markup=False)
+    """Print progress: one line, or several of ours; nothing in it reaches the terminal raw."""
+    shown = "".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in text)
+    stderr.print(shown, markup=False)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 @contextmanager
@@ -30,6 +44,6 @@ def step(title: str) -> Iterator[Callable[[str], None]]:
         say(f"{title} ...")
         yield lambda _detail: None
         return
-    with stderr.status(title) as status:
-        yield lambda detail: status.update(f"{title}: {detail[:100]}")
+    with stderr.status(Text(title)) as status:
+        yield lambda detail: status.update(Text(f"{title}: {printable(detail[:100])}"))
     say(f"{title}: done")

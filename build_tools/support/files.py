@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,9 +54,18 @@ def remove_tree(path: Path) -> None:
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
-        for folder, _, _ in os.walk(path):
+        # Not by recursion, so that a tree of any depth can go.
+        folders = [str(path)]
+        for folder in folders:
             Path(folder).chmod(0o700)
-        shutil.rmtree(path)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    else:
+                        Path(entry.path).unlink()
+        for folder in reversed(folders):
+            Path(folder).rmdir()
 
 
 def digest(parts: Iterable[str]) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import io
 import os
+import selectors
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +21,11 @@ from build_tools.support.errors import ToolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import TextIO
 
 TAIL_LINES = 40
+PIPE_ROOM = 1 << 20  # bytes that a pipe may hold, on any of our systems
+POLL = 0.1  # seconds after which a child that prints nothing is looked at
 
 
 def find(program: str, *, hint: str) -> str:
@@ -64,7 +71,7 @@ def run(
         log: File that receives the command line and everything that it prints.
         cwd: Working folder.
         env: The whole environment of the child; ours when ``None``.
-        timeout: Seconds, after which the whole process group is killed.
+        timeout: Seconds, after which the child is killed with everything that it started.
         on_line: Called with every line of output as it comes.
 
     Raises:
@@ -73,7 +80,6 @@ def run(
 
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    tail: deque[str] = deque(maxlen=TAIL_LINES)
     shown = shlex.join(command)
     with log.open("a", encoding="utf-8") as sink:
         sink.write(f"$ {shown}\n")
@@ -86,44 +92,119 @@ def run(
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
                 start_new_session=True,
             )
         except OSError as error:
             msg = f"`{shown}` could not be started: {error}"
             raise ToolError(msg) from error
-        expired = threading.Event()
-
-        def kill() -> None:
-            expired.set()
-            _kill_group(child)
-
-        timer = threading.Timer(timeout, kill)
-        timer.start()
+        output = _Output(sink, on_line)
         try:
-            for line in child.stdout or ():
-                sink.write(line)
-                tail.append(line)
-                if on_line is not None:
-                    on_line(line.rstrip())
-            status = child.wait()
+            expired = _follow(child, output, time.monotonic() + timeout)
         except BaseException:
-            _kill_group(child)
-            child.wait()
+            _kill(child)
             raise
         finally:
-            timer.cancel()
+            output.finish()
             if child.stdout is not None:
                 child.stdout.close()
-    if status != 0:
-        cause = f"ran longer than {timeout:g} s" if expired.is_set() else f"exit status {status}"
-        msg = f"`{shown}` failed ({cause}). Its last lines:\n{''.join(tail)}Full log: {log}"
+    if expired or child.returncode != 0:
+        cause = f"ran longer than {timeout:g} s" if expired else f"exit status {child.returncode}"
+        msg = f"`{shown}` failed ({cause}). Its last lines:\n{''.join(output.tail)}Full log: {log}"
         raise ToolError(msg)
 
 
-def _kill_group(child: subprocess.Popen[str]) -> None:
+class _Output:
+    """What a child prints, as it comes: into the log, to the caller, and its last lines."""
+
+    def __init__(self, sink: TextIO, on_line: Callable[[str], None] | None) -> None:
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._sink, self._on_line = sink, on_line
+        utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
+        self._begun = ""
+
+    def take(self, content: bytes, *, final: bool = False) -> None:
+        text = self._begun + self._decoder.decode(content, final)
+        *lines, self._begun = text.split("\n")
+        for line in lines:
+            self._line(f"{line}\n")
+
+    def finish(self) -> None:
+        self.take(b"", final=True)
+        if self._begun:
+            self._line(self._begun)
+
+    def _line(self, line: str) -> None:
+        self._sink.write(line)
+        self.tail.append(line)
+        if self._on_line is not None:
+            self._on_line(line.rstrip())
+
+
+def _follow(child: subprocess.Popen[bytes], output: _Output, deadline: float) -> bool:
+    """Read until ``child`` ends; kill it at ``deadline`` and return whether that was so.
+
+    The pipe may outlive the child, in a grandchild with a session of its own: what is in it when
+    the child has ended is read, and nobody is waited for.
+    """
+    if child.stdout is None:  # pragma: no cover - we asked for it
+        return False
+    pipe, left = child.stdout.fileno(), PIPE_ROOM
+    os.set_blocking(pipe, False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while True:
+            ended = child.poll() is not None
+            if not ended and time.monotonic() >= deadline:
+                _kill(child)
+                return True
+            if not selector.select(0 if ended else POLL):
+                if ended:
+                    return False
+                continue
+            content = os.read(pipe, 1 << 16)
+            output.take(content)
+            if not content:
+                return _wait(child, deadline)
+            left -= len(content) if ended else 0
+            if left <= 0:  # the grandchild goes on printing
+                return False
+
+
+def _wait(child: subprocess.Popen[bytes], deadline: float) -> bool:
+    """Wait for a child that has closed its output."""
     try:
+        child.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        _kill(child)
+        return True
+    return False
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """Kill ``child``, its group, and what descends from it in sessions of their own."""
+    for process in (*_descendants(child.pid), child.pid):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    child.wait()
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the processes below ``pid``; none where ``ps`` cannot say."""
+    try:
+        done = subprocess.run(
+            ["ps", "-A", "-o", "pid=,ppid="],
+            check=True, capture_output=True, text=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return []
+    children: dict[int, list[int]] = {}
+    for line in done.stdout.splitlines():
+        process, parent = map(int, line.split())
+        children.setdefault(parent, []).append(process)
+    found = list(children.get(pid, []))
+    for each in found:
+        found += children.get(each, [])
+    return found

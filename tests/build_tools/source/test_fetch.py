@@ -182,6 +182,77 @@ def test_paths_that_are_one_file_on_macos(
     refused(upstream.write_lock(tmp_path / "lock", pinned), cache, log, "one file on macOS")
 
 
+def test_names_that_differ_by_the_form_of_a_letter_only(
+    upstream: Upstream, tmp_path: Path, cache: Path, log: Path
+) -> None:
+    entries = [f"100644 blob {blob(upstream, 'x')}\t{name}" for name in ("caf\u00e9", "cafe\u0301")]
+    pinned = crafted(upstream, *entries)
+    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, log, "one file on macOS")
+
+
+def nested(upstream: Upstream, names: list[str]) -> str:
+    """Return an ``mktree`` line for a file below folders of those ``names``."""
+    line = f"100644 blob {blob(upstream, 'x')}\tfile"
+    for name in reversed(names):
+        tree = git(upstream.super, "mktree", text=f"{line}\n".encode())
+        line = f"040000 tree {tree}\t{name}"
+    return line
+
+
+@pytest.mark.parametrize(
+    "names", [["d"] * 300, ["d" * 200] * 4, ["d" * 256]], ids=["deep", "long", "long name"]
+)
+def test_a_path_that_no_file_system_holds(
+    names: list[str], upstream: Upstream, tmp_path: Path, cache: Path, log: Path
+) -> None:
+    pinned = crafted(upstream, nested(upstream, names))
+    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, log, "too long for some file")
+
+
+def test_a_cached_tree_that_somebody_made_deep(
+    upstream: Upstream, tmp_path: Path, cache: Path, log: Path
+) -> None:
+    lock = upstream.write_lock(tmp_path / "lock")
+    root = obtain(lock, cache, log)
+    deep = root.joinpath(*["d"] * 1050)
+    for folder in [*reversed(deep.parents), deep]:
+        folder.mkdir(exist_ok=True)
+    with pytest.raises(SourceError, match="deeper than any source"):
+        obtain(lock, cache, log)
+    fetch.obtain(locks.load(lock), cache=cache, log=log, remotes=QUICK, refresh=True)
+
+
+@pytest.mark.parametrize("target", ["a\0b", "a" * 5000], ids=["NUL", "long"])
+def test_a_symbolic_link_that_cannot_be_made(
+    target: str, upstream: Upstream, tmp_path: Path, cache: Path, log: Path
+) -> None:
+    pinned = crafted(upstream, f"120000 blob {blob(upstream, target)}\tescape")
+    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, log, "escape", "cannot be made")
+
+
+def test_what_git_refuses_is_asked_for_once_and_not_blamed_on_the_network(
+    upstream: Upstream,
+    tmp_path: Path,
+    cache: Path,
+    log: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # fsck takes a folder named .git for what it is; the server does not look.
+    inner = git(upstream.super, "mktree", text=f"100644 blob {blob(upstream, 'x')}\tx\n".encode())
+    raw = b"40000 .git\0" + bytes.fromhex(inner)
+    tree = git(
+        upstream.super, "hash-object", "-w", "-t", "tree", "--literally", "--stdin", text=raw
+    )
+    pinned = upstream.pinned(upstream.commit_tree(tree), upstream.first.sub_commit)
+    patient = Remotes(attempts=3, backoff=5.0, timeout=20)
+    before = time.monotonic()
+    lock = upstream.write_lock(tmp_path / "lock", pinned)
+    error = refused(lock, cache, log, "hasDotgit", "Git refuses", "malicious", remotes=patient)
+    assert time.monotonic() - before < 5
+    assert "Check the network" not in str(error)
+    assert "again in" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("target", ["/etc/passwd", "../../outside"])
 def test_a_symbolic_link_that_leaves_the_tree(
     target: str, upstream: Upstream, tmp_path: Path, cache: Path, log: Path

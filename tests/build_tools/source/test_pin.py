@@ -54,6 +54,14 @@ def test_check(moving: Upstream, tools: Tools) -> None:
     assert moving.first.commit in told
 
 
+def test_a_hostile_subject_does_not_reach_the_terminal(moving: Upstream, tools: Tools) -> None:
+    moving.commit("red\x1b[31m, a title\x1b]0;x\x07, another way round\u202e, a line\x85forged: 1")
+    told = pin(tools, "main", "--dry-run")
+    assert "red\\x1b[31m, a title\\x1b]0;x\\x07" in told
+    assert "round\\u202e, a line\\x85forged: 1" in told
+    assert not set(told) & {"\x1b", "\x07", "\u202e", "\x85"}
+
+
 def test_a_new_pin_is_shown_and_written(moving: Upstream, tools: Tools) -> None:
     header = moving.super / "Sources/MFAFFI/include/mfa_ffi.h"
     header.write_text(
