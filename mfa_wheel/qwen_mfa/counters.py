@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _counts: dict[tuple[str | None, str], int] = {}
+_parts: dict[tuple[str, str], int] = {}
 _lock = threading.Lock()
 
 
@@ -19,12 +20,14 @@ class Stats:
             for the keys that were left are.
         reasons: The same by kernel and reason; ``None`` for removed padding.
         quarantined: Kernels that failed, with what happened; they are not used any more.
+        parts: What integrations did around attention, by part and what became of it.
 
     """
 
     calls: dict[str, int]
     reasons: dict[tuple[str | None, str], int]
     quarantined: dict[str, str]
+    parts: dict[tuple[str, str], int] = field(default_factory=dict)
 
 
 def count(kernel: str | None, reason: str) -> None:
@@ -33,23 +36,30 @@ def count(kernel: str | None, reason: str) -> None:
         _counts[kernel, reason] = _counts.get((kernel, reason), 0) + 1
 
 
+def count_part(part: str, outcome: str, number: int = 1) -> None:
+    """Add ``number`` times that a part of an integration had this outcome."""
+    with _lock:
+        _parts[part, outcome] = _parts.get((part, outcome), 0) + number
+
+
 def stats() -> Stats:
     """Return what ran how often in this process. `qwen_mfa.subscribe` tells it call by call."""
     from qwen_mfa.selection import choose  # noqa: PLC0415 - which counts
 
     with _lock:
-        reasons = dict(_counts)
+        reasons, parts = dict(_counts), dict(_parts)
     calls: dict[str, int] = {}
     for (kernel, _), number in reasons.items():
         if kernel is not None:
             calls[kernel] = calls.get(kernel, 0) + number
-    return Stats(calls=calls, reasons=reasons, quarantined=choose.quarantined())
+    return Stats(calls=calls, reasons=reasons, quarantined=choose.quarantined(), parts=parts)
 
 
 def reset() -> None:
     """Start from zero."""
     with _lock:
         _counts.clear()
+        _parts.clear()
 
 
 def _after_fork() -> None:

@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen_mfa import counters
 from qwen_mfa.errors import RunError
 from qwen_mfa.integrations import mflux
 from qwen_mfa.integrations.usage import Usage
@@ -50,6 +51,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="Qwen-Image 2.1: MLX's compiled graph, or eager steps with the native kernel",
     )
+    parser.add_argument(
+        "--precision",
+        choices=("host", "bfloat16"),
+        default="host",
+        help="compute Qwen-Image as mflux does (float32 latents make it float32), or in the "
+        "precision of its weights: faster, and the picture changes a little",
+    )
+    parser.add_argument(
+        "--fused-blocks",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="compile what surrounds attention: where that is faster, wherever it is right, never",
+    )
+    parser.add_argument(
+        "--early-start",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="hand each block to the device as soon as its graph is built (auto: on a GPU)",
+    )
+    parser.add_argument(
+        "--no-skip-negative",
+        action="store_true",
+        help="compute the negative pass at guidance 1, too, where it cancels",
+    )
+    parser.add_argument(
+        "--no-share-modulation",
+        action="store_true",
+        help="compute each block's modulation in both passes of a step",
+    )
     parser.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
@@ -66,7 +96,15 @@ def run(args: argparse.Namespace) -> int:
     _check_report(args.json)
     models = args.models if args.models == "all" else args.models.split(",")
     try:
-        mflux.enable(models, qwen21_steps=args.qwen21_steps)
+        mflux.enable(
+            models,
+            qwen21_steps=args.qwen21_steps,
+            precision=args.precision,
+            fused_blocks=args.fused_blocks,
+            early_start=args.early_start,
+            skip_negative=not args.no_skip_negative,
+            share_modulation=not args.no_share_modulation,
+        )
     except ValueError as error:
         raise RunError(str(error)) from error
     usage = Usage()
@@ -123,8 +161,36 @@ def describe(usage: Usage, words: list[str], status: int, *, compare: bool) -> d
         "padding_removed": usage.padding_removed,
         "reasons_for_mlx": dict(usage.reasons),
         "saving": None if saving is None else {**asdict(saving), "seconds": saving.seconds},
+        "parts": _parts(),
         "integration": asdict(mflux.status()),
     }
+
+
+def _parts() -> dict[str, dict[str, int]]:
+    """Return what became of each part of a step, and how often."""
+    found: dict[str, dict[str, int]] = {}
+    for (part, outcome), number in sorted(counters.stats().parts.items()):
+        found.setdefault(part, {})[outcome] = number
+    return found
+
+
+def _around_attention(parts: dict[str, dict[str, int]]) -> list[str]:
+    """Say what was done around attention, shortly."""
+    said = []
+    fused = parts.get("fused blocks", {})
+    if fused:
+        total = sum(fused.values())
+        why = max(fused, key=lambda outcome: fused[outcome])
+        count = fused.get("fused", 0)
+        said.append(f"fused blocks {count} of {total}" + ("" if why == "fused" else f" ({why})"))
+    skipped = parts.get("negative passes", {}).get("skipped: guidance is 1", 0)
+    if skipped:
+        said.append(f"{skipped} negative passes skipped (guidance is 1)")
+    shared = sum(parts.get("modulation", {}).values())
+    if shared:
+        said.append(f"modulation shared {shared} times")
+    said += [f"{n} {outcome}" for outcome, n in parts.get("precision", {}).items()]
+    return said
 
 
 def _summary(usage: Usage, saving: Any) -> str:
@@ -149,7 +215,7 @@ def _summary(usage: Usage, saving: Any) -> str:
         parts.append(f"nothing gained: {reason[0][0]}" if reason else "nothing gained")
     if usage.native and usage.kernels[reference.name]:
         parts.append(f"MLX for the rest: {usage.reasons.most_common(1)[0][0]}")
-    return "; ".join(parts)
+    return "; ".join([*parts, *_around_attention(_parts())])
 
 
 def _run(program: Callable[[], Any]) -> tuple[int, bool]:

@@ -1,4 +1,7 @@
-"""A transformer step of Qwen-Image's real width: what attention costs of it, what a kernel gains.
+"""A step of Qwen-Image at its real width: mflux's own where it is installed, else our blocks.
+
+With mflux: both passes, guidance and scheduler, mflux alone against the integration and against
+each of its parts switched off (see `qwen_mfa.cli.bench.pipeline`). Without:
 
 Some of the 60 blocks (24 heads of 128, width 3072), with random weights. The step and its attention
 alone are timed in interleaved rounds, with MLX's attention and with what dispatch chooses. From
@@ -17,7 +20,7 @@ import mlx.core as mx
 
 import qwen_mfa
 from qwen_mfa.cli import info
-from qwen_mfa.cli.bench import footprint, shapes
+from qwen_mfa.cli.bench import footprint, pipeline, shapes
 from qwen_mfa.cli.bench.common import Progress, add_outputs, collect, count, machine_peak
 from qwen_mfa.cli.bench.records import Case, Entry, Report
 from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleaved
@@ -93,6 +96,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--blocks", type=count, default=1, metavar="N", help="of 60 (default 1)")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--rounds", type=count, default=3, help="measured rounds (default 3)")
+    parser.add_argument(
+        "--modules",
+        choices=("auto", "mflux", "own"),
+        default="auto",
+        help="mflux's own step where mflux is installed, or this package's blocks (default: auto)",
+    )
+    parser.add_argument(
+        "--bits", type=int, choices=(0, 4, 8), default=0, help="quantise mflux's weights"
+    )
+    parser.add_argument(
+        "--ways",
+        type=pipeline.names,
+        default=list(pipeline.WAYS),
+        metavar="NAMES",
+        help=f"of mflux's step, separated by semicolons: {'; '.join(pipeline.WAYS)}",
+    )
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     add_outputs(parser)
 
@@ -101,14 +120,21 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     sizes = args.sizes or [parse("8,20")]
     progress = Progress()
+    with_mflux = args.modules == "mflux" or (args.modules == "auto" and pipeline.available())
 
     def cases() -> Iterator[Case]:
+        if with_mflux:
+            progress(0, "drawing weights")
+            model = pipeline.draw(args.blocks, args.bits)
         for number, size in enumerate(sizes):
 
             def show(done: float, detail: str, number: int = number, name: str = size.name) -> None:
                 progress((number + done) / len(sizes), f"{name}: {detail}")
 
-            yield from measure(size, args, progress=show)
+            if with_mflux:
+                yield from pipeline.measure(size, model, args, show)
+            else:
+                yield from measure(size, args, progress=show)
 
     collect(Report(bench="step", machine=info.gather()), cases(), args, progress)
     return 0

@@ -10,7 +10,26 @@ that are not imported yet follow when they are. `disable` gives every attribute 
         image = model.generate_image(...)
 """
 
-from qwen_mfa.integrations.mflux.integration import Status, disable, enable, enabled, status
+from qwen_mfa.integrations.mflux.integration import (
+    Status,
+    check,
+    disable,
+    enable,
+    enabled,
+    status,
+    step,
+)
 from qwen_mfa.integrations.mflux.modules import MODULES
+from qwen_mfa.integrations.mflux.options import Options
 
-__all__ = ["MODULES", "Status", "disable", "enable", "enabled", "status"]
+__all__ = [
+    "MODULES",
+    "Options",
+    "Status",
+    "check",
+    "disable",
+    "enable",
+    "enabled",
+    "status",
+    "step",
+]

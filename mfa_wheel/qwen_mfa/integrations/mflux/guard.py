@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -23,6 +23,12 @@ from qwen_mfa.integrations.mflux.modules import (
     SUPPORTED_TEXT,
 )
 from qwen_mfa.integrations.mflux.steps import Step
+from qwen_mfa.integrations.mflux.tracing import attend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qwen_mfa.integrations.mflux.qwen_step import QwenStep
 
 NAME = "scaled_dot_product_attention"
 KEYWORDS = {"scale", "mask", "sinks", "force_fused", "stream"}
@@ -72,27 +78,34 @@ def _is_mlx(value: Any) -> str | None:
     return f"{NAME} is not MLX's function but {value!r}: another tool has replaced it"
 
 
-def seams_of(models: tuple[str, ...], qwen21_steps: str) -> list[patching.Seam]:
-    """Return everything that is to be replaced for ``models``."""
+def seams_of(step: QwenStep) -> list[patching.Seam]:
+    """Return everything that is to be replaced for the models that ``step`` is for."""
+    models, qwen21_steps = step.options.models, step.options.qwen21_steps
     found = [
         patching.Seam(
             module=module,
             attribute=NAME,
             check_source=patching.imports_by_name("mlx.core.fast", NAME, keywords=KEYWORDS),
             check_value=_is_mlx,
-            replacement=lambda _: scaled_dot_product_attention,
+            replacement=_attention_of(module),
         )
         for model in models
         for module in MODULES[model]
     ]
     if QWEN_ATTENTION in {seam.module for seam in found}:
-        found.append(_mask_seam())
+        found += [_mask_seam(), *step.seams()]
     if QWEN21_ATTENTION in {seam.module for seam in found} and qwen21_steps != "graph":
         found += [
             _step_seam("_image_step_fn", "_image_forward", qwen21_steps),
             _step_seam("_step_fn", "_forward", qwen21_steps),
         ]
     return found
+
+
+def _attention_of(module: str) -> Callable[[Any], Any]:
+    # Blocks are traced in Qwen-Image's module alone.
+    found = attend if module == QWEN_ATTENTION else scaled_dot_product_attention
+    return lambda _: found
 
 
 def _mask_seam() -> patching.Seam:

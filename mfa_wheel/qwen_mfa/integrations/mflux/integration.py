@@ -7,14 +7,15 @@ import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from qwen_mfa.errors import HostError
 from qwen_mfa.integrations import patching
 from qwen_mfa.integrations.imports import Hook
 from qwen_mfa.integrations.mflux import guard
 from qwen_mfa.integrations.mflux.modules import MODULES
-from qwen_mfa.integrations.mflux.steps import POLICIES
+from qwen_mfa.integrations.mflux.options import Options
+from qwen_mfa.integrations.mflux.qwen_step import QwenStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,6 +37,8 @@ class Status:
         bound: Attributes that are replaced, as ``module:attribute``.
         waiting: Attributes of modules that are not imported yet.
         refused: Attributes that were left alone when their module was imported, with the reason.
+        blocks: What was found out about Qwen-Image's blocks, one class of them a line.
+        options: All switches; ``None`` while the integration is off.
 
     """
 
@@ -45,16 +48,17 @@ class Status:
     bound: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
+    options: Options | None = None
 
 
 class _Integration:
     """One enabled integration. Its methods are called with the lock held."""
 
-    def __init__(
-        self, version: str, options: tuple[tuple[str, ...], str], all_seams: list[patching.Seam]
-    ) -> None:
+    def __init__(self, version: str, step: QwenStep, all_seams: list[patching.Seam]) -> None:
         self.version = version
-        self.options = options
+        self.step = step
+        self.options = step.options
         self.waiting = list(all_seams)
         self.bindings: list[patching.Binding] = []
         self.refused: dict[str, str] = {}
@@ -94,33 +98,43 @@ class _Integration:
                 raise HostError(msg)
 
     def status(self) -> Status:
+        blocks = self.step.blocks
         return Status(
             enabled=True,
             version=self.version,
-            models=self.options[0],
+            models=self.options.models,
             bound=tuple(str(binding.seam) for binding in self.bindings),
             waiting=tuple(str(seam) for seam in self.waiting),
             refused=dict(self.refused),
+            blocks=() if blocks is None else tuple(map(str, blocks.trials())),
+            options=self.options,
         )
 
 
 _lock = threading.RLock()
 _integration: _Integration | None = None
+# What was traced and found out under the latest options: enabling them again starts from there.
+_steps: dict[Options, QwenStep] = {}
+_MOST_STEPS = 16
+
+
+def _keep(step: QwenStep) -> None:
+    if len(_steps) >= _MOST_STEPS:
+        _steps.pop(next(iter(_steps)))
+    _steps[step.options] = step
 
 
 def enable(
     models: str | Iterable[str] = DEFAULT_MODELS,
-    *,
-    qwen21_steps: Literal["auto", "graph", "eager"] = "auto",
+    **switches: Any,
 ) -> Status:
     """Make mflux use `qwen_mfa.scaled_dot_product_attention`; a second time, change nothing.
 
     Args:
         models: ``"all"``, or names of `qwen_mfa.integrations.mflux.MODULES`. ``"qwen"`` is
             Qwen-Image and Qwen-Image Edit.
-        qwen21_steps: How Qwen-Image 2.1 runs a step: ``"graph"`` as mflux compiles it, with MLX's
-            attention; ``"eager"`` with the kernel; ``"auto"`` eagerly only where that was measured
-            to be never slower (see `qwen_mfa.integrations.mflux.steps`).
+        **switches: The parts of a step, see `Options`: ``qwen21_steps``, ``fused_blocks``,
+            ``early_start``, ``precision``, ``skip_negative``, ``share_modulation``.
 
     Returns:
         What is in place now.
@@ -129,24 +143,26 @@ def enable(
         HostError: mflux is missing, of a version that was not tested, or not as expected; another
             tool has replaced the same name; or the integration is on with other options. Nothing
             has been changed then.
-        ValueError: An unknown model or policy.
+        ValueError: An unknown model, or a value that a switch does not have.
+        TypeError: An unknown switch.
 
     """
     global _integration  # noqa: PLW0603 - one host, one integration
-    options = (_chosen(models), _policy(qwen21_steps))
+    options = Options(models=_chosen(models), **switches)
     version = guard.supported_version()
-    all_seams = guard.fitting(guard.seams_of(*options), skip_missing=models == "all")
+    step = _steps.get(options) or QwenStep(options)
+    all_seams = guard.fitting(guard.seams_of(step), skip_missing=models == "all")
     guard.check_mlx()
     with _lock:
         if _integration is not None:
             if _integration.options != options:
                 msg = (
-                    f"the integration is on for {', '.join(_integration.options[0])} (steps: "
-                    f"{_integration.options[1]}): call disable() before enabling it differently"
+                    f"the integration is on for {_integration.options}: call disable() before "
+                    "enabling it differently"
                 )
                 raise HostError(msg)
             return status()
-        integration = _Integration(version, options, all_seams)
+        integration = _Integration(version, step, all_seams)
         # First the hook: a module that another thread imports just now is not missed.
         integration.hook.install()
         try:
@@ -156,7 +172,18 @@ def enable(
             integration.hook.remove()
             raise
         _integration = integration
+        _keep(step)
         return status()
+
+
+def check() -> str:
+    """Return mflux's version if the integration supports it; change nothing.
+
+    Raises:
+        HostError: mflux is missing, or of a version that was not tested.
+
+    """
+    return guard.supported_version()
 
 
 def disable() -> Status:
@@ -187,8 +214,7 @@ def disable() -> Status:
 @contextmanager
 def enabled(
     models: str | Iterable[str] = DEFAULT_MODELS,
-    *,
-    qwen21_steps: Literal["auto", "graph", "eager"] = "auto",
+    **switches: Any,
 ) -> Iterator[Status]:
     """Enable for a ``with`` block; inside another one, or when on already, only join it.
 
@@ -198,12 +224,18 @@ def enabled(
     """
     with _lock:
         outermost = not status().enabled
-        found = enable(models, qwen21_steps=qwen21_steps)
+        found = enable(models, **switches)
     try:
         yield found
     finally:
         if outermost:
             disable()
+
+
+def step() -> QwenStep | None:
+    """Return the parts of Qwen-Image's step that are on; ``None`` while the integration is off."""
+    with _lock:
+        return None if _integration is None else _integration.step
 
 
 def status() -> Status:
@@ -235,10 +267,3 @@ def _chosen(models: str | Iterable[str]) -> tuple[str, ...]:
         msg = f"unknown models {unknown}: choose from {', '.join(MODULES)}, or 'all'"
         raise ValueError(msg)
     return names
-
-
-def _policy(qwen21_steps: str) -> str:
-    if qwen21_steps not in POLICIES:
-        msg = f"qwen21_steps must be one of {', '.join(POLICIES)}, not {qwen21_steps!r}"
-        raise ValueError(msg)
-    return qwen21_steps

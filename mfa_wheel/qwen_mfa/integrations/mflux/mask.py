@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 
+from qwen_mfa.integrations.mflux.tracing import Opaque
 from qwen_mfa.transforms.padding import LEAST_HIDING
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ def remembering(original: Any) -> staticmethod[..., Any]:
     results: dict[tuple[object, ...], mx.array | None] = {}
     lock = threading.Lock()
 
-    def converted(mask: mx.array | None, joint_seq_len: int, txt_seq_len: int) -> mx.array | None:
+    def converted(mask: Any, joint_seq_len: int, txt_seq_len: int) -> Any:
+        if isinstance(mask, Opaque):  # a block is being traced: attention gets it as it is
+            return mask
         key = _key(mask, joint_seq_len, txt_seq_len)
         if key is None:
             return convert(mask, joint_seq_len, txt_seq_len)

@@ -6,6 +6,9 @@ SUPPORTED = ((0, 23), (0, 25))  # from, up to but without
 SUPPORTED_TEXT = "0.23 and 0.24"
 
 QWEN_ATTENTION = "mflux.models.qwen.model.qwen_transformer.qwen_attention"
+QWEN_BLOCK = "mflux.models.qwen.model.qwen_transformer.qwen_transformer_block"
+QWEN_TRANSFORMER = "mflux.models.qwen.model.qwen_transformer.qwen_transformer"
+QWEN_IMAGE = "mflux.models.qwen.variants.txt2img.qwen_image"
 QWEN21_ATTENTION = "mflux.models.qwen21.model.qwen21_transformer.qwen21_attention"
 QWEN21_TRANSFORMER = "mflux.models.qwen21.model.qwen21_transformer.qwen21_transformer"
 

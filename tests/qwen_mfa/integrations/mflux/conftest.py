@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import pytest
@@ -62,7 +62,9 @@ class Comparison:
 def compare() -> Callable[..., Comparison]:
     """Run a function without and with the integration; the native kernel must have run."""
 
-    def run(work: Callable[[], mx.array], *, native: bool = True, **options: str) -> Comparison:
+    def run(work: Callable[[], mx.array], *, native: bool = True, **options: Any) -> Comparison:
+        # Attention is what most tests count; the blocks around it have tests of their own.
+        options.setdefault("fused_blocks", "off")
         off = work()
         mx.eval(off)
         usage = Usage()

@@ -19,12 +19,21 @@ import pytest
 import qwen_mfa
 from qwen_mfa.errors import HostError
 from qwen_mfa.integrations import mflux
-from qwen_mfa.integrations.mflux import guard
-from qwen_mfa.integrations.mflux.modules import QWEN21_ATTENTION, QWEN21_TRANSFORMER, QWEN_ATTENTION
+from qwen_mfa.integrations.mflux import guard, tracing
+from qwen_mfa.integrations.mflux.modules import (
+    QWEN21_ATTENTION,
+    QWEN21_TRANSFORMER,
+    QWEN_ATTENTION,
+    QWEN_BLOCK,
+    QWEN_IMAGE,
+    QWEN_TRANSFORMER,
+)
+from qwen_mfa.integrations.mflux.qwen_step import QwenStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+STEP = (QWEN_BLOCK, QWEN_TRANSFORMER, QWEN_IMAGE)
 NAME = "scaled_dot_product_attention"
 PACKAGE = Path(importlib.util.find_spec("mflux").submodule_search_locations[0])  # type: ignore[union-attr, index]
 
@@ -38,8 +47,12 @@ def off() -> Iterator[None]:
 def modules() -> dict[str, Any]:
     return {
         n: importlib.import_module(n)
-        for n in (QWEN_ATTENTION, QWEN21_ATTENTION, QWEN21_TRANSFORMER)
+        for n in (*STEP, QWEN_ATTENTION, QWEN21_ATTENTION, QWEN21_TRANSFORMER)
     }
+
+
+def is_ours_to_replace(key: str) -> bool:
+    return key.endswith(".__call__") or not key.endswith("__")
 
 
 def attributes() -> dict[str, Any]:
@@ -47,7 +60,8 @@ def attributes() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, module in modules().items():
         found |= {f"{name}:{key}": value for key, value in vars(module).items()}
-        for owner in (v for v in vars(module).values() if isinstance(v, type)):
+        classes = (v for v in vars(module).values() if isinstance(v, type))
+        for owner in (c for c in classes if c.__module__ == name):
             found |= {f"{name}:{owner.__name__}.{k}": v for k, v in vars(owner).items()}
     return found
 
@@ -74,37 +88,43 @@ def test_what_is_replaced_and_what_is_not() -> None:
     status = mflux.enable()
     after = attributes()
     changed = {key for key in before.keys() | after.keys() if before.get(key) is not after.get(key)}
-    changed = {key for key in changed if not key.endswith("__")}
+    changed = {key for key in changed if is_ours_to_replace(key)}
     assert changed == {
         f"{QWEN_ATTENTION}:{NAME}",
         f"{QWEN_ATTENTION}:QwenAttention._convert_mask_for_qwen",
+        f"{QWEN_BLOCK}:QwenTransformerBlock.__call__",
+        f"{QWEN_TRANSFORMER}:QwenTransformer.__call__",
+        f"{QWEN_IMAGE}:QwenImage.compute_guided_noise",
         f"{QWEN21_ATTENTION}:{NAME}",
         f"{QWEN21_TRANSFORMER}:Qwen21Transformer._step_fn",
         f"{QWEN21_TRANSFORMER}:Qwen21Transformer._image_step_fn",
     }
     assert set(status.bound) == changed
     assert status.waiting == ()
-    assert modules()[QWEN_ATTENTION].scaled_dot_product_attention is (
+    assert modules()[QWEN_ATTENTION].scaled_dot_product_attention is tracing.attend
+    assert modules()[QWEN21_ATTENTION].scaled_dot_product_attention is (
         qwen_mfa.scaled_dot_product_attention
     )
     assert mx.fast.scaled_dot_product_attention is not qwen_mfa.scaled_dot_product_attention
     mflux.disable()
     restored = attributes()
     assert restored.keys() == before.keys()
-    same = [key for key in before if not key.endswith("__") and restored[key] is not before[key]]
-    assert not same
+    assert not [
+        key for key in before if is_ours_to_replace(key) and restored[key] is not before[key]
+    ]
 
 
 @pytest.mark.parametrize("order", ["enable first", "import first"])
 def test_before_and_after_the_import_of_mflux(order: str) -> None:
     enable = "from qwen_mfa.integrations import mflux as host; host.enable()"
-    load = f"import {QWEN21_TRANSFORMER}, {QWEN_ATTENTION}"
+    load = f"import {QWEN21_TRANSFORMER}, {QWEN_ATTENTION}, {', '.join(STEP)}"
     steps = [enable, load] if order == "enable first" else [load, enable]
     check = f"""
 import sys, inspect, qwen_mfa
-for name in ({QWEN_ATTENTION!r}, {QWEN21_ATTENTION!r}):
+from qwen_mfa.integrations.mflux import tracing
+for name, ours in (({QWEN_ATTENTION!r}, tracing.attend), ({QWEN21_ATTENTION!r}, qwen_mfa.{NAME})):
     module = sys.modules[name]
-    assert module.{NAME} is qwen_mfa.{NAME}
+    assert module.{NAME} is ours
     assert type(module.__loader__).__name__ == "SourceFileLoader", module.__loader__
     assert module.__spec__.loader is module.__loader__
     assert "mlx.core.fast" in inspect.getsource(module)
@@ -114,7 +134,7 @@ host.disable()
 print(sys.modules[{QWEN_ATTENTION!r}].{NAME} is __import__("mlx.core").core.fast.{NAME})
 print(any(type(f).__name__ == "Hook" for f in sys.meta_path))
 """
-    assert isolated("\n".join([*steps, check])).splitlines() == ["() 5", "True", "False"]
+    assert isolated("\n".join([*steps, check])).splitlines() == ["() 8", "True", "False"]
 
 
 def test_enable_does_not_import_mflux() -> None:
@@ -153,7 +173,7 @@ def test_context_managers_nest_and_survive_exceptions() -> None:
         assert status.enabled
         with pytest.raises(RuntimeError), mflux.enabled():
             raise RuntimeError
-        assert attention.scaled_dot_product_attention is qwen_mfa.scaled_dot_product_attention
+        assert attention.scaled_dot_product_attention is tracing.attend
     assert attention.scaled_dot_product_attention is mx.fast.scaled_dot_product_attention
     mflux.enable()
     with mflux.enabled():
@@ -186,7 +206,7 @@ def test_many_threads() -> None:
     assert not failures
     mflux.disable()
     after = attributes()
-    assert all(after[key] is before[key] for key in before if not key.endswith("__"))
+    assert all(after[key] is before[key] for key in before if is_ours_to_replace(key))
     assert sum(type(finder).__name__ == "Hook" for finder in sys.meta_path) == 0
 
 
@@ -195,14 +215,14 @@ def test_enabling_while_other_threads_import() -> None:
 import threading
 from qwen_mfa.integrations import mflux as host
 import importlib
-names = [{QWEN_ATTENTION!r}, {QWEN21_TRANSFORMER!r}]
+names = [{QWEN_ATTENTION!r}, {QWEN21_TRANSFORMER!r}, *{STEP!r}]
 host.enable()
 threads = [threading.Thread(target=importlib.import_module, args=(n,)) for n in names * 4]
 threads += [threading.Thread(target=host.enable) for _ in range(4)]
 [t.start() for t in threads]; [t.join() for t in threads]
 print(len(host.status().bound), host.status().waiting, host.status().refused)
 """
-    assert isolated(code) == "5 () {}"
+    assert isolated(code) == "8 () {}"
 
 
 def test_the_lists_are_complete() -> None:
@@ -218,9 +238,11 @@ def test_the_lists_are_complete() -> None:
             ):
                 found.add(".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts))
     listed = {module for names in mflux.MODULES.values() for module in names}
+    every = QwenStep(mflux.Options(models=tuple(mflux.MODULES)))
     known = {
         seam.module
-        for seam in guard.fitting(guard.seams_of(tuple(mflux.MODULES), "graph"), skip_missing=True)
+        for seam in guard.fitting(guard.seams_of(every), skip_missing=True)
+        if seam.attribute == NAME
     }
     assert found == known
     assert found <= listed

@@ -1,0 +1,193 @@
+"""Qwen-Image's block in mflux: the host's own, or cut at its attention where that is faster.
+
+For each device, structure, dtype and class of sizes, the first call compares the cut block with
+the host's own (see `trial`); the next ones run either in turn, timed in pairs. All of them give
+valid results, so that the steps under way lose nothing but the waiting between blocks.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from qwen_mfa import counters
+from qwen_mfa.integrations.mflux import modulation, skeleton
+from qwen_mfa.integrations.mflux.cut import CutError, Halves
+from qwen_mfa.integrations.mflux.tracing import Opaque
+from qwen_mfa.integrations.mflux.trial import Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlx import nn
+
+    from qwen_mfa.integrations.mflux.options import Options
+
+PART = "fused blocks"
+MOST_STRUCTURES = 16
+MOST_PLANS = 64
+_MASK, _NUMBER = Opaque("encoder_hidden_states_mask"), Opaque("block_idx")
+_HANDED_ON = {"encoder_hidden_states_mask": _MASK, "block_idx": _NUMBER, **modulation.TOKENS}
+NAMES = (
+    *("hidden_states", "encoder_hidden_states", "encoder_hidden_states_mask", "text_embeddings"),
+    *("image_rotary_emb", "block_idx", "cond_embeddings", "is_cond_token"),
+)
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """How blocks of one structure and one set of shapes run."""
+
+    halves: Halves
+    trial: Trial
+    proved: bool = False
+
+
+class Blocks:
+    """Stands behind ``QwenTransformerBlock.__call__``; one for each time the integration is on."""
+
+    def __init__(self, original: Callable[..., Any], options: Options) -> None:
+        """Stand for ``original``, the host's method."""
+        self.original = original
+        self.options = options
+        self._lock = threading.RLock()
+        self._structures: list[skeleton.Structure] = []
+        self._plans: dict[tuple[object, ...], Plan] = {}
+        self._trials: dict[tuple[object, ...], Trial] = {}
+
+    def method(self) -> Callable[..., Any]:
+        """Return what is put in the class."""
+
+        def __call__(block: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+            return self.run(block, {**dict(zip(NAMES, args, strict=False)), **kwargs})
+
+        return __call__
+
+    def trials(self) -> list[Trial]:
+        """Return what was found out so far."""
+        with self._lock:
+            return list(self._trials.values())
+
+    def run(self, block: nn.Module, arguments: dict[str, Any]) -> Any:
+        """Compute the block: text and image ``[B, S, dim]``, as the host's returns them."""
+        plan, parameters = None, None
+        if self.options.fused_blocks != "off":
+            parameters, structure = skeleton.read(block)
+            plan = self._plan(structure, block, arguments)
+        if plan is None:
+            counters.count_part(PART, "as mflux runs them: switched off, or nothing that fits")
+            result = self.by_host(block, arguments)
+        elif plan.trial.running:
+            result = plan.trial.run(self, plan, block, arguments)
+        elif plan.trial.fused and (plan.proved or self._prove(plan, block, arguments)):
+            counters.count_part(PART, "fused")
+            result = self.cut(plan, block, arguments, parameters)
+        else:
+            counters.count_part(PART, f"as mflux runs them: {plan.trial.reason}")
+            result = self.by_host(block, arguments)
+        if self.options.early_start == "on" or (
+            self.options.early_start == "auto" and mx.default_device().type == mx.DeviceType.gpu
+        ):
+            _start(result)
+        return result
+
+    def by_host(self, block: nn.Module, arguments: dict[str, Any]) -> Any:
+        """Run the host's own code, with this step's modulation where there is one."""
+        if not modulation.is_shared():
+            return self.original(block, **arguments)
+        given = modulation.of(block, arguments)
+        stand_in = skeleton.shallow(block)
+        dict.update(stand_in, modulation.stubs(given))
+        known = {
+            name: token
+            for name, token in modulation.TOKENS.items()
+            if arguments.get(name) is not None
+        }
+        return self.original(stand_in, **{**arguments, **known})
+
+    def cut(
+        self,
+        plan: Plan,
+        block: nn.Module,
+        arguments: dict[str, Any],
+        parameters: list[mx.array] | None = None,
+    ) -> Any:
+        """Run both halves with the block's parameters.
+
+        Raises:
+            CutError: The block cannot be cut.
+
+        """
+        if parameters is None:
+            parameters, _ = skeleton.read(block)
+        given = modulation.of(block, arguments)
+        text = arguments["encoder_hidden_states"].shape[1]
+
+        def convert(q: mx.array, _k: mx.array) -> Any:
+            mask = arguments["encoder_hidden_states_mask"]
+            return block["attn"]._convert_mask_for_qwen(mask, q.shape[2], text)  # noqa: SLF001
+
+        inputs = {k: v for k, v in arguments.items() if k not in _HANDED_ON and v is not None}
+        return plan.halves(parameters, given, inputs, convert)
+
+    def _plan(
+        self, structure: skeleton.Structure, block: nn.Module, arguments: dict[str, Any]
+    ) -> Plan | None:
+        hidden, text = arguments["hidden_states"], arguments["encoder_hidden_states"]
+        number = self._structure(structure)
+        if number is None:
+            return None
+        present = tuple(arguments.get(name) is not None for name in NAMES)
+        device = mx.default_device().type
+        kind = (number, hidden.dtype, text.dtype, present, device)
+        key: tuple[object, ...] = (*kind, hidden.shape, text.shape)
+        found = self._plans.get(key)
+        if found is not None:
+            return found
+        with self._lock:
+            size = (hidden.shape[0], (hidden.shape[1] - 1).bit_length())
+            # Whatever the first block of a step gets text in, most blocks get it as images.
+            wide = (number, hidden.dtype, present, device, size)
+            trial = self._trials.get(wide)
+            if trial is None:
+                trial = Trial(self.options, f"{hidden.dtype}, up to {1 << size[1]} image tokens")
+                self._trials[wide] = trial
+            static = {
+                name: None if value is None else _HANDED_ON[name]
+                for name, value in arguments.items()
+                if name in _HANDED_ON or value is None
+            }
+            halves = Halves(self.original, block, modulation.stubs, static)
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            return self._plans.setdefault(key, Plan(halves=halves, trial=trial))
+
+    def _structure(self, structure: skeleton.Structure) -> int | None:
+        for number, known in enumerate(self._structures):
+            if known == structure:
+                return number
+        with self._lock:
+            if len(self._structures) >= MOST_STRUCTURES:
+                return None
+            self._structures.append(structure)
+            return len(self._structures) - 1
+
+    def _prove(self, plan: Plan, block: nn.Module, arguments: dict[str, Any]) -> bool:
+        """Run the halves once to their end: what cannot be compiled here shows now, not later."""
+        try:
+            mx.eval(self.cut(plan, block, arguments))
+        except (CutError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            plan.trial.refuse(error)
+            return False
+        plan.proved = True
+        return True
+
+
+def _start(result: Any) -> None:
+    try:
+        mx.async_eval(result)
+    except (RuntimeError, ValueError):  # inside mx.compile or mx.vmap: the caller's graph
+        return

@@ -1,0 +1,97 @@
+"""The modulation vectors of Qwen-Image's blocks, which depend on the timestep alone.
+
+A third of the transformer's parameters computes them, from nothing but the timestep's embedding.
+Both passes of a step have the same timestep: what the first pass computed serves the second, bit
+for bit. A store lives as long as one step, so that nothing outlives a change of the weights.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from qwen_mfa.integrations.mflux.cut import Given, HandOn
+from qwen_mfa.integrations.mflux.tracing import Opaque
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlx import nn
+
+# The block's arguments that carry an embedding, and which of its modules each goes through.
+EMBEDDINGS = {"text_embeddings": ("img", "txt"), "cond_embeddings": ("img",)}
+Given_ = dict[str, mx.array]
+
+
+class Store:
+    """What the blocks computed in one step."""
+
+    def __init__(self) -> None:
+        """Start with nothing computed."""
+        self.values: dict[int, Given_] = {}
+        self.shared = 0
+
+
+class _Local(threading.local):
+    store: Store | None = None
+
+
+_local = _Local()
+
+
+@contextmanager
+def sharing(store: Store) -> Iterator[None]:
+    """Let blocks on this thread keep their modulation in ``store`` and take it from there."""
+    before = _local.store
+    _local.store = store
+    try:
+        yield
+    finally:
+        _local.store = before
+
+
+def is_shared() -> bool:
+    """Whether this thread is inside `sharing`."""
+    return _local.store is not None
+
+
+def of(block: nn.Module, arguments: dict[str, Any]) -> Given_:
+    """Return the block's modulation vectors, by the host's own modules or from this step's store.
+
+    Names are ``argument/module``, such as ``text_embeddings/img``; each is ``[B, 6 * dim]``.
+    """
+    store = _local.store
+    if store is not None:
+        # The model holds its blocks during a step, so that their identities are theirs alone.
+        found = store.values.get(id(block))
+        if found is not None:
+            store.shared += 1
+            return found
+    made = {
+        f"{argument}/{name}": block[f"{name}_mod_linear"](block[f"{name}_mod_silu"](embedding))
+        for argument, names in EMBEDDINGS.items()
+        if (embedding := arguments.get(argument)) is not None
+        for name in names
+    }
+    if store is not None:
+        store.values[id(block)] = made
+    return made
+
+
+TOKENS = {argument: Opaque(argument) for argument in EMBEDDINGS}
+
+
+def stubs(given: Given_) -> dict[str, Any]:
+    """Return the modules that stand for a block's modulation where its results are ``given``."""
+    made: dict[str, Any] = {}
+    for name in ("img", "txt"):
+        values = {
+            TOKENS[argument]: given[f"{argument}/{name}"]
+            for argument in EMBEDDINGS
+            if f"{argument}/{name}" in given
+        }
+        made |= {f"{name}_mod_silu": HandOn(), f"{name}_mod_linear": Given(values)}
+    return made

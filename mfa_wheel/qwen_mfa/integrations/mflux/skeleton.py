@@ -1,0 +1,87 @@
+"""A module's parameters as a flat list, and a private copy of its structure to put others into.
+
+Two modules of equal structure (classes, settings, names of parameters) compute the same function of
+their parameters, so that one graph with the parameters as inputs serves both. The copy is ours: the
+host's modules are read and never changed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+from mlx import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+Structure = list[Any]
+
+_SIMPLE = (bool, int, float, str, type(None))
+
+
+def read(module: nn.Module) -> tuple[list[mx.array], Structure]:
+    """Return the arrays of ``module`` in a fixed order, and all else that its results depend on.
+
+    It is called for every block of every pass, so that it is one plain loop: some 20 microseconds.
+    """
+    arrays: list[mx.array] = []
+    structure: Structure = []
+    _read(module, arrays, structure)
+    return arrays, structure
+
+
+def _read(item: Any, arrays: list[mx.array], structure: Structure) -> None:
+    kind = type(item)
+    structure.append(kind)
+    if isinstance(item, dict) and isinstance(item, nn.Module):
+        for name, value in item.__dict__.items():
+            if name != "_no_grad":
+                # Anything that is no plain value counts by its identity.
+                structure.append(value if type(value) in _SIMPLE else id(value))
+    for name, value in _children(item):
+        structure.append(name)
+        if type(value) is mx.array:
+            arrays.append(value)
+        elif isinstance(value, (dict, list, tuple)):
+            _read(value, arrays, structure)
+        else:
+            structure.append(value if type(value) in _SIMPLE else id(value))
+
+
+def _children(item: Any) -> Iterable[tuple[Any, Any]]:
+    return item.items() if isinstance(item, dict) else enumerate(item)
+
+
+def copy(item: Any) -> Any:
+    """Return a copy of a module's structure; where the arrays were is ``None``."""
+    if type(item) is mx.array:
+        return None
+    if isinstance(item, nn.Module):
+        new = shallow(item)
+        for name, value in item.items():
+            dict.__setitem__(new, name, copy(value))
+        return new
+    if isinstance(item, dict):
+        return {name: copy(value) for name, value in item.items()}
+    if isinstance(item, (list, tuple)):
+        return [copy(value) for value in item]
+    return item
+
+
+def shallow(module: nn.Module) -> Any:
+    """Return a module of the same class that holds the same values."""
+    new = type(module).__new__(type(module))
+    new.__dict__.update(module.__dict__)
+    dict.update(new, module)
+    return new
+
+
+def fill(item: Any, like: Any, arrays: Iterator[Any]) -> None:
+    """Put ``arrays`` where ``like``, the module that ``item`` is a copy of, has its arrays."""
+    for name, value in _children(like):
+        if type(value) is mx.array:
+            # Not by attribute: a module's own may look at what it is given.
+            (dict if isinstance(item, dict) else list).__setitem__(item, name, next(arrays))
+        elif isinstance(value, (dict, list, tuple)):
+            fill(item[name], value, arrays)

@@ -1,0 +1,203 @@
+"""Is a cut block right, and is it faster? Found out on the first blocks of the first step.
+
+Right: of 16-bit blocks, the error against a float32 run of the host's own block is at most
+`WORSE` times the host's. A float32 block has no better reference; there the difference from the
+host's may be at most `SPREAD` times what one unit in the last place of the inputs spreads to.
+
+Faster: host and cut run in turn, on consecutive blocks of equal shapes, each pair in the other
+order; the median of log(host / cut) must exceed its noise, as kernels are chosen by (`tuning`).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+from qwen_mfa import counters
+from qwen_mfa.integrations.mflux import modulation, skeleton
+from qwen_mfa.integrations.mflux.cut import CutError
+
+if TYPE_CHECKING:
+    from mlx import nn
+
+    from qwen_mfa.integrations.mflux.blocks import Blocks, Plan
+    from qwen_mfa.integrations.mflux.options import Options
+
+WORSE = 1.5
+SPREAD = 8.0
+PAIRS, MOST_PAIRS = 7, 20
+FLOOR = 0.01  # a cut must gain more than one percent
+FAILURES = (CutError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
+
+
+class Trial:
+    """One class of blocks: under trial, then fused or not.
+
+    Attributes:
+        title: The class, in words.
+        running: Whether it is still to be found out.
+        fused: The outcome.
+        reason: Why, in words.
+        error: Error or difference of the cut, relative, and ``allowed``: how much is right.
+        cold: Seconds that the first call of the cut took, compilation included.
+
+    """
+
+    def __init__(self, options: Options, title: str) -> None:
+        """Start a trial; with blocks forced on, only whether they are right is tried."""
+        self.title = title
+        self.running, self.fused, self.reason = True, False, "under trial"
+        self.error = self.allowed = self.cold = math.nan
+        self.gain = self.noise = math.nan
+        self._forced = options.fused_blocks == "on"
+        self._logs: list[float] = []
+        self._first: tuple[object, bool, float] | None = None
+
+    def __str__(self) -> str:
+        word = "fused" if self.fused else "as mflux runs them"
+        return f"{self.title}: {word} ({self.reason})"
+
+    def refuse(self, error: BaseException | str) -> None:
+        """End with the host's own block."""
+        self.running, self.fused = False, False
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        self.reason = f"it cannot be cut: {text[0][:200]}"
+
+    def run(self, blocks: Blocks, plan: Plan, block: nn.Module, arguments: dict[str, Any]) -> Any:
+        """Compute the block while finding out more; fall back to the host's own on any failure."""
+        try:
+            mx.eval([v for v in arguments.values() if v is not None and not isinstance(v, int)])
+        except FAILURES:  # inside mx.compile or mx.vmap: nothing can be found out there
+            return blocks.by_host(block, arguments)
+        if not plan.proved:
+            return self._validate(blocks, plan, block, arguments)
+        return self._timed(blocks, plan, block, arguments)
+
+    def _validate(
+        self, blocks: Blocks, plan: Plan, block: nn.Module, arguments: dict[str, Any]
+    ) -> Any:
+        counters.count_part("fused blocks", "validated")
+        own = blocks.by_host(block, arguments)
+        mx.eval(own)
+        try:
+            start = time.perf_counter()
+            cut = blocks.cut(plan, block, arguments)
+            mx.eval(cut)
+            seconds = time.perf_counter() - start
+            if math.isnan(self.error):
+                self.cold = seconds
+                self.error, self.allowed = compare(blocks, block, arguments, own, cut)
+        except FAILURES as error:
+            self.refuse(error)
+            return own
+        if not self.error <= self.allowed:
+            self.refuse(f"its error is {self.error:.1e} where {self.allowed:.1e} is allowed")
+            return own
+        plan.proved = True
+        if self._forced:
+            self._decide(fused=True, reason="asked for")
+        return own
+
+    def _timed(
+        self, blocks: Blocks, plan: Plan, block: nn.Module, arguments: dict[str, Any]
+    ) -> Any:
+        both = [arguments[name] for name in ("hidden_states", "encoder_hidden_states")]
+        shapes = tuple((x.shape, x.dtype) for x in both)
+        first = self._first
+        if first is not None and first[0] == shapes:
+            fused = not first[1]
+        else:
+            first, fused = None, len(self._logs) % 2 == 1
+        counters.count_part("fused blocks", "timed")
+        if modulation.is_shared():
+            mx.eval(modulation.of(block, arguments))  # both ways have it for nothing then
+        start = time.perf_counter()
+        way = partial(blocks.cut, plan) if fused else blocks.by_host
+        result = way(block, arguments)
+        mx.eval(result)
+        seconds = time.perf_counter() - start
+        if first is None:
+            self._first = (shapes, fused, seconds)
+            return result
+        self._first = None
+        host, cut = (first[2], seconds) if fused else (seconds, first[2])
+        self._logs.append(math.log(host / cut))
+        self._judge()
+        return result
+
+    def _judge(self) -> None:
+        logs = sorted(self._logs)
+        if len(logs) < PAIRS:
+            return
+        self.gain = statistics.median(logs)
+        # The sign test's bound: the median exceeds this one but for a chance below 1 %.
+        self.noise = max(FLOOR, self.gain - logs[_rank(len(logs))])
+        if self.gain > self.noise:
+            self._decide(fused=True, reason=f"{math.exp(self.gain):.2f} x as fast")
+        elif self.gain <= 0 or len(logs) >= MOST_PAIRS:
+            self._decide(fused=False, reason=f"{math.exp(self.gain):.2f} x as fast is no gain")
+
+    def _decide(self, *, fused: bool, reason: str) -> None:
+        self.running, self.fused, self.reason = False, fused, reason
+
+
+def compare(
+    blocks: Blocks, block: nn.Module, arguments: dict[str, Any], own: Any, cut: Any
+) -> tuple[float, float]:
+    """Return the cut's error, and what is allowed, relative and root mean square."""
+    if any(x.dtype != y.dtype or x.shape != y.shape for x, y in zip(own, cut, strict=True)):
+        msg = "its results have other shapes or dtypes"
+        raise CutError(msg)
+    if own[0].dtype == mx.float32:
+        nudged = blocks.original(block, **_map_arrays(_nudge, arguments))
+        return _distance(cut, own), SPREAD * _distance(nudged, own)
+    wide = skeleton.copy(block)
+    arrays = [_widened(x) for x in skeleton.read(block)[0]]
+    skeleton.fill(wide, block, iter(arrays))
+    reference = blocks.original(wide, **_map_arrays(_widened, arguments))
+    return _distance(cut, reference), WORSE * _distance(own, reference)
+
+
+def _map_arrays(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    kept = ("encoder_hidden_states_mask", "is_cond_token", "block_idx", "image_rotary_emb")
+    return {
+        name: value if name in kept or value is None else tree_map(function, value)
+        for name, value in arguments.items()
+    }
+
+
+def _widened(x: mx.array) -> mx.array:
+    return x.astype(mx.float32) if mx.issubdtype(x.dtype, mx.floating) else x
+
+
+def _nudge(x: mx.array) -> mx.array:
+    signs = 1 - 2 * mx.random.bernoulli(0.5, x.shape, key=mx.random.key(9)).astype(mx.float32)
+    return (x.astype(mx.float32) * (1 + signs * 2**-23)).astype(x.dtype)
+
+
+def _distance(found: Any, reference: Any) -> float:
+    """Return the largest rms difference of any output, relative to that output's rms."""
+    worst = 0.0
+    for x, y in zip(found, reference, strict=True):
+        wide = y.astype(mx.float32)
+        square = mx.mean(mx.square(x.astype(mx.float32) - wide)) / mx.mean(mx.square(wide))
+        value = math.sqrt(float(square))
+        worst = value if math.isnan(value) else max(worst, value)
+    return worst
+
+
+def _rank(count: int) -> int:
+    """Return which of ``count`` sorted values the median exceeds but for a chance of 1 %."""
+    chance, rank = 0.0, -1
+    while rank < count // 2:
+        chance += math.comb(count, rank + 1) / 2**count
+        if chance > 0.01:
+            break
+        rank += 1
+    return max(rank, 0)

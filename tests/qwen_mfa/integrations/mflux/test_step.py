@@ -1,0 +1,553 @@
+"""The parts of a step around attention, each on its own and together, with real mflux modules.
+
+On the CPU fused code rounds as MLX's own does, so that float32 results are held to 1e-5 of the
+largest value over a whole run, and to every bit where a part claims that.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import pytest
+from mflux.models.common.lora.layer.linear_lora_layer import LoRALinear
+from mflux.models.qwen.model.qwen_transformer.qwen_transformer_block import QwenTransformerBlock
+from mflux.models.qwen.variants.txt2img import qwen_image
+from mflux.models.qwen.variants.txt2img.qwen_image import QwenImage
+from mlx import nn
+from mlx.utils import tree_flatten
+
+import qwen_mfa
+from qwen_mfa import counters
+from qwen_mfa.integrations import mflux
+from qwen_mfa.integrations.mflux import integration, skeleton
+from qwen_mfa.integrations.mflux import trial as trial_module
+from tests.qwen_mfa.integrations.mflux.conftest import (
+    HEADS,
+    LAYERS,
+    SIDE,
+    STEPS,
+    TEXT_DIM,
+    Comparison,
+    config,
+    draw,
+    transformer,
+)
+from tests.qwen_mfa.integrations.mflux.test_qwen_image import (
+    CHANNELS,
+    DIM,
+    FLOAT32,
+    TEXT,
+    TOKENS,
+    pipeline,
+    predict,
+    rope,
+    text_mask,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NOTHING = {
+    "fused_blocks": "off",
+    "early_start": "off",
+    "skip_negative": False,
+    "share_modulation": False,
+}
+
+
+@pytest.fixture(autouse=True)
+def from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test inherit what another found out."""
+    counters.reset()
+    monkeypatch.setattr(integration, "_steps", {})
+
+
+@pytest.fixture
+def generate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., mx.array]:
+    """Run mflux's own loop over a model; the last latents."""
+    decoded: list[mx.array] = []
+
+    def decode(vae: None, latent: mx.array, tiling_config: None = None) -> mx.array:
+        decoded.append(latent)
+        return mx.zeros((1, 3, 16 * SIDE, 16 * SIDE))
+
+    monkeypatch.setattr(qwen_image.VAEUtil, "decode", decode)
+
+    def run(image: QwenImage, *, guidance: float = 4.0, steps: int = STEPS) -> mx.array:
+        decoded.clear()
+        image.generate_image(
+            seed=3,
+            prompt="a cat",
+            negative_prompt="a dog",
+            num_inference_steps=steps,
+            height=16 * SIDE,
+            width=16 * SIDE,
+            guidance=guidance,
+        )
+        mx.eval(decoded[0])
+        return decoded[0]
+
+    return run
+
+
+def parts(part: str) -> dict[str, int]:
+    return {name: n for (of, name), n in qwen_mfa.stats().parts.items() if of == part}
+
+
+def relative(found: mx.array, expected: mx.array) -> float:
+    wide = expected.astype(mx.float32)
+    return float((mx.abs(found.astype(mx.float32) - wide).max() / mx.abs(wide).max()).item())
+
+
+# Fused blocks
+
+
+@pytest.mark.parametrize("guidance", [4.0, 1.0])
+def test_a_whole_run_with_fused_blocks(generate: Callable[..., mx.array], guidance: float) -> None:
+    image = pipeline(transformer())
+    with mflux.enabled(**NOTHING):
+        plain = generate(image, guidance=guidance)
+    with mflux.enabled(**{**NOTHING, "fused_blocks": "on"}) as _:
+        fused = generate(image, guidance=guidance)
+        assert all("fused (asked for)" in text for text in mflux.status().blocks)
+    assert relative(fused, plain) <= FLOAT32
+    assert parts("fused blocks")["fused"] == 2 * STEPS * LAYERS - 1
+
+
+@pytest.mark.parametrize("lengths", [(20,), (20, 20), (20, 7)], ids=str)
+def test_masks_and_batches(compare: Callable[..., Comparison], lengths: tuple[int, ...]) -> None:
+    model = transformer()
+    latents = draw(6, len(lengths), TOKENS, CHANNELS)
+    found = compare(
+        lambda: predict(model, latents, text_mask(*lengths)), fused_blocks="on", native=True
+    )
+    assert found.difference <= FLOAT32
+    assert parts("fused blocks")["fused"] == LAYERS - 1
+    assert bool(found.usage.padding_removed) == (len(set(lengths)) > 1)
+
+
+@pytest.mark.parametrize("zero_cond_t", [False, True], ids=["edit", "edit-2511"])
+def test_reference_picture_tokens(compare: Callable[..., Comparison], zero_cond_t: bool) -> None:
+    model = transformer(zero_cond_t=zero_cond_t)
+    both = draw(7, 1, TOKENS + 24, CHANNELS)
+    grid = {"cond_image_grid": (1, 4, 6)}
+    found = compare(lambda: predict(model, both, text_mask(20), **grid), fused_blocks="on")
+    assert found.difference <= FLOAT32
+    assert parts("fused blocks")["fused"] == LAYERS - 1
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_after_enabling(bits: int) -> None:
+    """The structure is another one then: nothing of the first one's graphs is used."""
+    model = transformer(mx.bfloat16)
+    latents = draw(6, 1, TOKENS, CHANNELS)
+    with mflux.enabled(fused_blocks="on"):
+        mx.eval(predict(model, latents, text_mask(20)))
+        nn.quantize(
+            model,
+            bits=bits,
+            class_predicate=lambda _, m: isinstance(m, nn.Linear) and m.weight.shape[-1] % 64 == 0,
+        )
+        fused = predict(model, latents, text_mask(20))
+        mx.eval(fused)
+        assert len(mflux.status().blocks) == 2
+    plain = predict(model, latents, text_mask(20))
+    assert type(model.transformer_blocks[0].attn.to_q) is nn.QuantizedLinear
+    assert relative(fused, plain) <= FLOAT32
+
+
+def test_adapters_with_scales_of_their_own() -> None:
+    """Their scale is a Python number: blocks that differ in it share no graph."""
+    model = transformer()
+    for number, block in enumerate(model.transformer_blocks):
+        adapter = LoRALinear.from_linear(block.attn.to_q, r=4, scale=0.5 + number % 2)
+        adapter.lora_B = draw(40 + number, 4, DIM) * 0.1
+        block.attn.to_q = adapter
+    latents = draw(6, 1, TOKENS, CHANNELS)
+    plain = predict(model, latents, text_mask(20))
+    with mflux.enabled(fused_blocks="on"):
+        fused = predict(model, latents, text_mask(20))
+        again = predict(model, latents, text_mask(20))
+        mx.eval(fused, again)
+        assert len(mflux.status().blocks) == 2
+    assert relative(fused, plain) <= FLOAT32
+    assert relative(again, plain) <= FLOAT32
+
+
+def test_weights_replaced_while_on() -> None:
+    model = transformer()
+    latents = draw(6, 1, TOKENS, CHANNELS)
+    with mflux.enabled(fused_blocks="on"):
+        mx.eval(predict(model, latents, text_mask(20)))
+        block = model.transformer_blocks[1]
+        block.attn.to_q.weight = block.attn.to_q.weight * 3
+        block.img_mod_linear.weight = block.img_mod_linear.weight * 2
+        fused = predict(model, latents, text_mask(20))
+        mx.eval(fused)
+    assert relative(fused, predict(model, latents, text_mask(20))) <= FLOAT32
+
+
+def test_bfloat16_is_held_to_a_float32_run() -> None:
+    model = transformer(mx.bfloat16)
+    latents = draw(6, 1, TOKENS, CHANNELS, dtype=mx.bfloat16)
+    with mflux.enabled(fused_blocks="on"):
+        mx.eval(predict(model, latents, text_mask(20)))
+        step = mflux.step()
+        assert step is not None
+        assert step.blocks is not None
+        (found,) = step.blocks.trials()
+    assert 0 < found.error <= found.allowed < 0.05
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
+def test_a_wrong_cut_is_found_out(monkeypatch: pytest.MonkeyPatch, dtype: mx.Dtype) -> None:
+    """A seeded fault in what the second half gets from attention."""
+    from qwen_mfa.integrations.mflux import cut
+
+    original = cut.scaled_dot_product_attention
+
+    def wrong(*args: Any, **options: Any) -> mx.array:
+        return original(*args, **options) * 3
+
+    model = transformer(dtype)
+    latents = draw(6, 1, TOKENS, CHANNELS, dtype=dtype)
+    plain = predict(model, latents, text_mask(20))
+    monkeypatch.setattr(cut, "scaled_dot_product_attention", wrong)
+    # Of its own, so that nothing is on record.
+    with mflux.enabled(("qwen",), fused_blocks="on", skip_negative=False):
+        kept = predict(model, latents, text_mask(20))
+        mx.eval(kept)
+        (text,) = mflux.status().blocks
+    assert "as mflux runs them" in text
+    assert "is allowed" in text
+    assert relative(kept, plain) <= (FLOAT32 if dtype == mx.float32 else 0.02)
+
+
+def test_what_cannot_be_cut_runs_as_it_is() -> None:
+    """Attention twice, a look at a value, a use of the block's number: each is told."""
+    from qwen_mfa.integrations.mflux.blocks import Blocks
+
+    call = QwenTransformerBlock.__call__
+
+    def twice(block: Any, **arguments: Any) -> Any:
+        text, image = call(block, **arguments)
+        return call(block, **{**arguments, "hidden_states": image, "encoder_hidden_states": text})
+
+    def looks(block: Any, **arguments: Any) -> Any:
+        if arguments["hidden_states"].max().item() > 1e9:
+            return None
+        return call(block, **arguments)
+
+    def counts(block: Any, **arguments: Any) -> Any:
+        text, image = call(block, **arguments)
+        return text, image * (1 + arguments["block_idx"])
+
+    def never(block: Any, **arguments: Any) -> Any:
+        return arguments["encoder_hidden_states"], arguments["hidden_states"]
+
+    block = QwenTransformerBlock(dim=DIM, num_heads=HEADS, head_dim=128)
+    arguments = {
+        "hidden_states": draw(2, 1, TOKENS, DIM),
+        "encoder_hidden_states": draw(3, 1, TEXT, DIM),
+        "encoder_hidden_states_mask": None,
+        "text_embeddings": draw(4, 1, DIM),
+        "image_rotary_emb": rope(TOKENS, TEXT),
+        "block_idx": 3,
+    }
+    before = dict(tree_flatten(block.parameters()))
+    options = mflux.Options(models=("qwen",), fused_blocks="on")
+    with mflux.enabled(fused_blocks="off"):
+        for host, words in (
+            (twice, "attention"),
+            (looks, "eval"),
+            (counts, "Opaque"),
+            (never, "never calls attention"),
+        ):
+            blocks = Blocks(host, options)
+            found = blocks.run(block, dict(arguments))
+            again = blocks.run(block, dict(arguments))
+            expected = host(block, **arguments)
+            for results in (found, again):
+                assert all(mx.array_equal(x, y) for x, y in zip(results, expected, strict=True))
+            (trial,) = blocks.trials()
+            assert not trial.fused
+            assert words in trial.reason, trial.reason
+    after = dict(tree_flatten(block.parameters()))
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before), "the host's module was changed"
+
+
+def test_without_a_compiler_the_block_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What MLX raises when it cannot compile comes at evaluation, and must not reach the user."""
+    from qwen_mfa.integrations.mflux.cut import Halves
+
+    def fails(*_: Any) -> Any:
+        msg = "[Compile::eval_cpu] Failed to compile function"
+        raise RuntimeError(msg)
+
+    model = transformer()
+    latents = draw(6, 1, TOKENS, CHANNELS)
+    plain = predict(model, latents, text_mask(20))
+    monkeypatch.setattr(Halves, "__call__", fails)
+    with mflux.enabled(("qwen",), fused_blocks="on", share_modulation=False):
+        kept = predict(model, latents, text_mask(20))
+        mx.eval(kept)
+        (text,) = mflux.status().blocks
+    assert "Failed to compile" in text
+    assert relative(kept, plain) <= FLOAT32
+
+
+def test_several_threads() -> None:
+    model = transformer()
+    latents = draw(6, 1, TOKENS, CHANNELS)
+    expected = predict(model, latents, text_mask(20))
+    mx.eval(expected)
+    results: list[float] = []
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(3):
+                # Of this thread's own stream, as a server's requests are.
+                found = predict(model, draw(6, 1, TOKENS, CHANNELS), text_mask(20))
+                mx.eval(found)
+                results.append(relative(found, expected))
+        except BaseException as error:  # noqa: BLE001 - told below
+            failures.append(error)
+
+    with mflux.enabled(fused_blocks="on"):
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+    assert len(results) == 12
+    assert max(results) <= FLOAT32
+
+
+def test_gradients_with_fused_blocks(compare: Callable[..., Comparison]) -> None:
+    model = transformer()
+    latents = draw(6, 2, TOKENS, CHANNELS)
+    mx.eval(predict(model, latents, text_mask(20, 5)))
+
+    def work() -> mx.array:
+        return mx.grad(lambda x: (predict(model, x, text_mask(20, 5)) ** 2).mean())(latents)
+
+    assert compare(work, fused_blocks="on").difference <= FLOAT32
+
+
+def test_chosen_by_paired_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that says the cut takes half as long, or twice: blocks follow it."""
+    for factor, fused in ((0.5, True), (2.0, False)):
+        now = [0.0]
+        monkeypatch.setattr(trial_module.time, "perf_counter", lambda now=now: now[0])
+        model = transformer()
+        latents = draw(6, 1, TOKENS, CHANNELS)
+        options = mflux.Options(models=("qwen",))
+        with mflux.enabled(("qwen",), fused_blocks="off"):
+            from qwen_mfa.integrations.mflux.blocks import Blocks
+
+            blocks = Blocks(_unbound_call(), options)
+            own, cut = blocks.by_host, blocks.cut
+
+            def slow(*args: Any, now: list[float] = now, own: Any = own) -> Any:
+                now[0] += 1.0
+                return own(*args)
+
+            def other(*args: Any, now: list[float] = now, cut: Any = cut, f: float = factor) -> Any:
+                now[0] += f
+                return cut(*args)
+
+            monkeypatch.setattr(blocks, "by_host", slow)
+            monkeypatch.setattr(blocks, "cut", other)
+            monkeypatch.setattr(QwenTransformerBlock, "__call__", blocks.method())
+            for _ in range(6):
+                mx.eval(predict(model, latents, text_mask(20)))
+            monkeypatch.undo()
+        (trial,) = blocks.trials()
+        assert not trial.running
+        assert trial.fused == fused
+        monkeypatch.setattr("qwen_mfa.transforms.padding.MIN_FLOPS", 0)
+
+
+def _unbound_call() -> Callable[..., Any]:
+    step = mflux.step()
+    assert step is not None
+    assert step.blocks is not None
+    return step.blocks.original
+
+
+# Two passes
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
+def test_shared_modulation_is_bit_identical(
+    generate: Callable[..., mx.array], dtype: mx.Dtype
+) -> None:
+    image = pipeline(transformer(dtype))
+    with mflux.enabled(**NOTHING):
+        plain = generate(image)
+    with mflux.enabled(**{**NOTHING, "share_modulation": True}):
+        shared = generate(image)
+    assert mx.array_equal(plain, shared)
+    assert parts("modulation") == {"shared by both passes": STEPS * LAYERS}
+
+
+def test_the_negative_pass_is_skipped_at_guidance_1(generate: Callable[..., mx.array]) -> None:
+    image = pipeline(transformer())
+    with mflux.enabled(**NOTHING):
+        plain = generate(image, guidance=1.0)
+    with mflux.enabled(**{**NOTHING, "skip_negative": True}):
+        skipped = generate(image, guidance=1.0)
+        counted = parts("negative passes")
+        generate(image, guidance=1.5, steps=2)
+    assert counted == {"computed": STEPS, "skipped: guidance is 1": STEPS}
+    assert relative(skipped, plain) <= 2e-6
+
+
+def test_whoever_else_calls_the_transformer_gets_an_array() -> None:
+    model = transformer()
+    latents = draw(6, 1, TOKENS, CHANNELS)
+    plain = predict(model, latents, text_mask(20))
+    with mflux.enabled(**NOTHING):
+        found = predict(model, latents, text_mask(20))
+        assert type(found) is mx.array
+        assert relative(found, plain) <= FLOAT32
+        guided = QwenImage.compute_guided_noise(found, plain, 1.0)
+        assert type(guided) is mx.array
+
+
+def test_a_pass_used_in_another_way_becomes_an_array() -> None:
+    model = transformer()
+    arguments = {
+        "t": 1,
+        "config": config(),
+        "hidden_states": draw(6, 1, TOKENS, CHANNELS),
+        "encoder_hidden_states": draw(21, 1, TEXT, TEXT_DIM),
+        "encoder_hidden_states_mask": text_mask(20),
+    }
+    plain = model(**arguments)
+    with mflux.enabled(**NOTHING):
+        step = mflux.step()
+        assert step is not None
+        made = step.passes.defer(model, **arguments)
+    # Off by now, as when it is switched off in the middle of an image.
+    assert made.shape == plain.shape
+    assert made.dtype == plain.dtype
+    for found, expected in (
+        (made + 1, plain + 1),
+        (2 - made, 2 - plain),
+        (made * made, plain * plain),
+        (made[:, :3].array(), plain[:, :3]),
+        (
+            QwenImage.compute_guided_noise(made, made[:], 3.0),
+            QwenImage.compute_guided_noise(plain, plain, 3.0),
+        ),
+    ):
+        assert mx.array_equal(found, expected)
+
+
+def test_passes_that_differ_in_their_timestep_share_nothing() -> None:
+    model = transformer()
+    with mflux.enabled(**{**NOTHING, "share_modulation": True}):
+        step = mflux.step()
+        assert step is not None
+        passes = [
+            step.passes.defer(
+                model,
+                t=t,
+                config=config(),
+                hidden_states=draw(6, 1, TOKENS, CHANNELS),
+                encoder_hidden_states=draw(21, 1, TEXT, TEXT_DIM),
+                encoder_hidden_states_mask=text_mask(20),
+            )
+            for t in (0, 1)
+        ]
+        QwenImage.compute_guided_noise(*passes, 4.0)
+    assert not parts("modulation")
+
+
+def test_disabled_and_enabled_in_the_middle_of_an_image(
+    generate: Callable[..., mx.array],
+) -> None:
+    image = pipeline(transformer())
+    plain = generate(image)
+
+    class Switching:
+        def call_in_loop(self, **_: Any) -> None:
+            (mflux.disable if mflux.status().enabled else mflux.enable)()
+
+    image.callbacks.register(Switching())
+    mflux.enable()
+    try:
+        switched = generate(image)
+    finally:
+        mflux.disable()
+    assert relative(switched, plain) <= FLOAT32
+
+
+# Precision
+
+
+def test_bfloat16_on_request(
+    generate: Callable[..., mx.array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = pipeline(transformer(mx.bfloat16))
+    plain = generate(image)
+    dtypes: list[mx.Dtype] = []
+    with mflux.enabled(precision="bfloat16", fused_blocks="off"):
+        original = QwenTransformerBlock.__call__
+
+        def seen(block: Any, **arguments: Any) -> Any:
+            dtypes.append(arguments["hidden_states"].dtype)
+            return original(block, **arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(QwenTransformerBlock, "__call__", seen)
+            found = generate(image)
+    assert set(dtypes) == {mx.bfloat16}
+    assert found.dtype == plain.dtype == mx.float32
+    assert parts("precision") == {"passes in bfloat16": 2 * STEPS}
+    assert 0 < relative(found, plain) < 0.05
+
+
+def test_bfloat16_asks_for_bfloat16_weights(generate: Callable[..., mx.array]) -> None:
+    image = pipeline(transformer())
+    plain = generate(image)
+    with mflux.enabled(precision="bfloat16", fused_blocks="off"):
+        found = generate(image)
+    assert relative(found, plain) <= FLOAT32
+    assert parts("precision") == {"as mflux has it: no bfloat16 weights": 2 * STEPS}
+
+
+# Switches
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("fused_blocks", "maybe"), ("precision", "int8"), ("skip_negative", "no")],
+)
+def test_values_that_a_switch_does_not_have(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be one of"):
+        mflux.enable(**{name: value})
+
+
+def test_unknown_switches() -> None:
+    with pytest.raises(TypeError, match="no_such"):
+        mflux.enable(no_such=1)
+
+
+def test_structure_read_and_filled_in_one_order() -> None:
+    block = QwenTransformerBlock(dim=DIM, num_heads=HEADS, head_dim=128)
+    arrays, structure = skeleton.read(block)
+    assert {id(x) for x in arrays} == {id(x) for _, x in tree_flatten(block.parameters())}
+    twin = skeleton.copy(block)
+    skeleton.fill(twin, block, iter(arrays))
+    named = dict(tree_flatten(block.parameters()))
+    assert all(x is named[name] for name, x in tree_flatten(twin.parameters()))
+    assert skeleton.read(twin)[1] == structure
+    block.attn.num_heads = 1
+    assert skeleton.read(block)[1] != structure
