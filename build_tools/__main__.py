@@ -7,8 +7,10 @@ import importlib
 import sys
 from typing import Protocol, cast
 
+from build_tools.support import process
 from build_tools.support.console import say
 from build_tools.support.errors import BuildToolsError
+from build_tools.support.paths import ROOT
 
 
 class Command(Protocol):
@@ -64,8 +66,10 @@ def main(argv: list[str] | None = None) -> int:
         else:
             commands.add_parser(name)
     args = parser.parse_args(arguments)
+    log = getattr(args, "log", None) or ROOT / "build" / "logs" / f"{args.command}.log"
     try:
-        return load(args.command).run(args)
+        with process.logging_to(log):
+            return load(args.command).run(args)
     except BuildToolsError as error:
         say(f"error: {error}")
         return 1

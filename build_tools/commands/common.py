@@ -42,11 +42,3 @@ def add_overlay(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the repairs; default: %(default)s",
     )
-
-
-def log_file(args: argparse.Namespace) -> Path:
-    """Return the log file of this run, its folder made; a run starts a new log."""
-    path: Path = args.log or paths.ROOT / "build" / "logs" / f"{args.command}.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("", encoding="utf-8")
-    return path.resolve()

@@ -29,7 +29,6 @@ def run(args: argparse.Namespace) -> int:
     found = fetch.obtain(
         locks.load(args.lock),
         cache=args.cache,
-        log=common.log_file(args),
         remotes=remotes.from_arguments(args),
         refresh=args.refresh,
     )

@@ -83,6 +83,6 @@ def run(args: argparse.Namespace) -> int:
         canonical=args.build_root.resolve(),
         options=tuple(args.swift_option),
     )
-    finished = metal.build(request, log=common.log_file(args), remotes=remotes.from_arguments(args))
+    finished = metal.build(request, remotes=remotes.from_arguments(args))
     stdout.print(str(finished.library), markup=False)
     return 0

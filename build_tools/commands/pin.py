@@ -51,8 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Check, or show and write."""
     lock = locks.load(args.lock)
     whom = remotes.from_arguments(args)
-    log = common.log_file(args)
-    commit = pin.newest(lock, remotes=whom, log=log, ref=args.ref)
+    commit = pin.newest(lock, remotes=whom, ref=args.ref)
     if args.check:
         same = commit == lock.upstream.commit
         state = "is our pin" if same else f"is not our pin {lock.upstream.commit}"
@@ -68,7 +67,6 @@ def run(args: argparse.Namespace) -> int:
         repairs,
         why=args.why or lock.why,
         cache=args.cache,
-        log=log,
         remotes=whom,
     )
     _show(lock, proposal)

@@ -70,11 +70,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _record(args: argparse.Namespace) -> int:
-    log = common.log_file(args)
     lock = locks.load(args.lock)
-    tree = fetch.obtain(lock, cache=args.cache, log=log, remotes=remotes.from_arguments(args))
+    tree = fetch.obtain(lock, cache=args.cache, remotes=remotes.from_arguments(args))
     repairs = overlay.load(args.overlay)
-    library, apple = typecheck.compile_tree(tree, repairs, work=args.work.resolve(), log=log)
+    library, apple = typecheck.compile_tree(tree, repairs, work=args.work.resolve())
     with step("Metal sources for Qwen-Image"):
         found = kernels.classes(kernels.Generator(library, apple))
     commits = {repo.path or lock.name: repo.commit for repo in lock.repositories}
@@ -113,7 +112,7 @@ def _try(args: argparse.Namespace) -> int:
     macOS 26 is reported to reject upstream's form, which is what the plain one is for.
     """
     record = shaders.load_record(args.record)
-    asked = [shader_compiler.attempt(record, xcrun=args.xcrun, log=common.log_file(args))]
+    asked = [shader_compiler.attempt(record, xcrun=args.xcrun)]
     if args.in_process:
         runtime = metal_in_process.compiler(record.options)
         if runtime is None:
@@ -147,9 +146,7 @@ def _in_process(record: shaders.Record, runtime: metal_in_process.Compiler) -> l
 
 def _pack(args: argparse.Namespace) -> int:
     record = shaders.load_record(args.record)
-    left_out = shader_compiler.pack(
-        record, args.folder, xcrun=args.xcrun, log=common.log_file(args)
-    )
+    left_out = shader_compiler.pack(record, args.folder, xcrun=args.xcrun)
     for text in left_out:
         say(f"left out (its other variant compiles): {text}")
     stdout.print(f"{args.folder}: {len(record.sources) - len(left_out)} libraries", markup=False)

@@ -56,15 +56,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compile, list, compare."""
-    log = common.log_file(args)
     lock = locks.load(args.lock)
     try:
-        tree = fetch.obtain(lock, cache=args.cache, log=log, remotes=remotes.from_arguments(args))
+        tree = fetch.obtain(lock, cache=args.cache, remotes=remotes.from_arguments(args))
     except SourceError as error:
         msg = f"there is nothing to compile: {error}"
         raise SourceError(msg) from error
     work = args.work.resolve()
-    library, apple = typecheck.compile_tree(tree, overlay.load(args.overlay), work=work, log=log)
+    library, apple = typecheck.compile_tree(tree, overlay.load(args.overlay), work=work)
     say(f"compiled: {lock.name} {lock.upstream.commit[:12]} with the overlay")
     if args.no_kernels:
         return 0

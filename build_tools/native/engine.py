@@ -114,9 +114,7 @@ def _build_metal() -> MetalBuilt:
     from build_tools.source import fetch, lock, overlay, remotes  # noqa: PLC0415
 
     work = paths.ROOT / "build" / "native"
-    log = paths.ROOT / "build" / "logs" / "native.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
     request = metal.Request(
         lock=lock.load(), repairs=overlay.load(OVERLAY), cache=fetch.CACHE, work=work
     )
-    return metal.build(request, log=log, remotes=remotes.from_environment())
+    return metal.build(request, remotes=remotes.from_environment())

@@ -82,7 +82,7 @@ class Request:
     options: tuple[str, ...] = ()
 
 
-def build(request: Request, *, log: Path, remotes: Remotes | None = None) -> Built:
+def build(request: Request, *, remotes: Remotes | None = None) -> Built:
     """Build the library, or take it from the cache.
 
     Raises:
@@ -93,7 +93,7 @@ def build(request: Request, *, log: Path, remotes: Remotes | None = None) -> Bui
 
     """
     tools = toolchain.check(request.lock.requires)
-    tree = fetch.obtain(request.lock, cache=request.cache, log=log, remotes=remotes)
+    tree = fetch.obtain(request.lock, cache=request.cache, remotes=remotes)
     inputs = _inputs(request, tools)
     key = files.digest([json.dumps(inputs, sort_keys=True)])
     target = request.work / f"metal-{key[:16]}"
@@ -107,7 +107,7 @@ def build(request: Request, *, log: Path, remotes: Remotes | None = None) -> Bui
             return built
         files.remove_tree(target)
         try:
-            _build(request, tree, tools, inputs, target, log=log)
+            _build(request, tree, tools, inputs, target)
         except OSError as error:
             msg = (
                 f"the library could not be built in {request.canonical} for {request.work}: "
@@ -163,8 +163,6 @@ def _build(
     tools: Toolchain,
     inputs: dict[str, Any],
     target: Path,
-    *,
-    log: Path,
 ) -> None:
     with (
         FileLock(request.canonical.with_suffix(".lock"), mode=0o666),
@@ -173,7 +171,7 @@ def _build(
         room = _private_folder(request.canonical)
         try:
             typecheck.stage(tree, request.repairs, room / "source")
-            products = _compile(request, tools, room, log=log)
+            products = _compile(request, tools, room)
             stage = Path(temporary) / "stage"
             _collect(request.lock, tree, products, stage)
             _embed_packs(request.lock, stage)
@@ -222,7 +220,7 @@ def _private_folder(path: Path) -> Path:
     return path.resolve()
 
 
-def _compile(request: Request, tools: Toolchain, room: Path, *, log: Path) -> Path:
+def _compile(request: Request, tools: Toolchain, room: Path) -> Path:
     command = [
         tools.swift, "build", *_flags(request.lock, request.options),
         "--package-path", str(room / "source"), "--scratch-path", str(room / "build"),
@@ -231,14 +229,15 @@ def _compile(request: Request, tools: Toolchain, room: Path, *, log: Path) -> Pa
     env |= _determinism(request.lock)
     with step(f"swift build {request.lock.product}") as show:
         try:
-            process.run(command, log=log, env=env, on_line=show)
+            process.run(command, env=env, on_line=show)
         except ToolError as error:
-            raise _compiler_error(error, log) from error
+            raise _compiler_error(error) from error
     return Path(process.capture([*command, "--show-bin-path"]))
 
 
-def _compiler_error(error: ToolError, log: Path) -> BuildError:
+def _compiler_error(error: ToolError) -> BuildError:
     """Say what the compiler said: its own error lines, each once."""
+    log = process.log_file()
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     told = list(dict.fromkeys(line.strip() for line in lines if ": error:" in line))
     if not told:

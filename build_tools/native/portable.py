@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from build_tools.binaries.relocate import elf, macho
+from build_tools.support import process
 from build_tools.support.console import say, step
 from build_tools.support.errors import ToolError
 from build_tools.support.paths import ROOT
-from build_tools.support.process import capture, run
+from build_tools.support.process import capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -87,7 +88,7 @@ def build(*, work: Path | None = None, toolchain: str | None = None) -> Built | 
     """Build the engine, or take it from the cache; ``None`` where there is no toolchain.
 
     Args:
-        work: Folder for builds, the cache and logs; ``build/native`` of the repository if None.
+        work: Folder for builds, and the cache; ``build/native`` of the repository if None.
         toolchain: ``"swift"``, ``"cc"`` or ``"none"``; chosen by `choose_toolchain` if None.
 
     Raises:
@@ -113,7 +114,6 @@ def build(*, work: Path | None = None, toolchain: str | None = None) -> Built | 
     if built is not None:
         return built
     work.mkdir(parents=True, exist_ok=True)
-    log = work / f"{toolchain}-{key}.log"
     with (
         tempfile.TemporaryDirectory(prefix=".building-", dir=work) as temporary,
         step(f"Building the native library ({_title(toolchain)})") as detail,
@@ -122,9 +122,9 @@ def build(*, work: Path | None = None, toolchain: str | None = None) -> Built | 
         stage.mkdir()
         library = stage / LIBRARY
         compile_with = _swift_build if toolchain == "swift" else _cc_build
-        compile_with(Path(temporary), library, log, detail)
+        compile_with(Path(temporary), library, detail)
         if SYSTEM == "linux":
-            elf.relocate(library, log=log)
+            elf.relocate(library, log=process.log_file())
         else:
             macho.embed(library, architecture=platform.machine())
         built = Built(
@@ -194,7 +194,7 @@ def _swift_flags(package: str) -> list[str]:
     ]
 
 
-def _swift_build(temporary: Path, library: Path, log: Path, detail: Callable[[str], None]) -> None:
+def _swift_build(temporary: Path, library: Path, detail: Callable[[str], None]) -> None:
     # A copy, so that the build never sees (or leaves) a .build folder of another kind of build.
     package = temporary / "package"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns(".build", "overlay"))
@@ -205,7 +205,7 @@ def _swift_build(temporary: Path, library: Path, log: Path, detail: Callable[[st
         "--scratch-path",
         str(temporary / "b"),
     ]
-    run(command, log=log, cwd=package, on_line=detail)
+    process.run(command, cwd=package, on_line=detail)
     folder = capture([*command, "--show-bin-path"], cwd=package)
     shutil.copy2(Path(folder) / LIBRARY, library)
 
@@ -225,12 +225,12 @@ def _cc_flags(package: str) -> list[str]:
     return [*C_FLAGS, "-g0", f"-ffile-prefix-map={package}=.", *link]
 
 
-def _cc_build(_temporary: Path, library: Path, log: Path, detail: Callable[[str], None]) -> None:
+def _cc_build(_temporary: Path, library: Path, detail: Callable[[str], None]) -> None:
     files = sorted(p.relative_to(PACKAGE).as_posix() for p in SOURCES.rglob("*.c"))
     include = (SOURCES / "include").relative_to(PACKAGE).as_posix()
     command = ["cc", *_cc_flags(str(PACKAGE)), f"-I{include}", *files, "-o", str(library)]
     command += ["-lm", "-lpthread"]
-    run(command, log=log, cwd=PACKAGE, on_line=detail)
+    process.run(command, cwd=PACKAGE, on_line=detail)
 
 
 def _title(toolchain: str) -> str:

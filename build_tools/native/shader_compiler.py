@@ -91,7 +91,7 @@ def tools(xcrun: str) -> Tools:
     return Tools(metal=metal, metallib=metallib, version=version)
 
 
-def compile_all(record: Record, folder: Path, compiler: Tools, *, log: Path) -> list[Outcome]:
+def compile_all(record: Record, folder: Path, compiler: Tools) -> list[Outcome]:
     """Compile every source into ``folder``, as ``<key>.metallib``, and say what became of each."""
     outcomes = []
     with tempfile.TemporaryDirectory(prefix=".scratch-", dir=folder.parent) as scratch:
@@ -99,7 +99,7 @@ def compile_all(record: Record, folder: Path, compiler: Tools, *, log: Path) -> 
             say(f"[{number}/{len(record.sources)}] {source.purpose}, {source.variant}")
             made = folder / f"{source.key}.metallib"
             try:
-                _compile(record, source, compiler, Path(scratch), made, log)
+                _compile(record, source, compiler, Path(scratch), made)
             except ToolError as error:
                 outcomes.append(Outcome(source=source, error=_last_line(error)))
             else:
@@ -107,16 +107,16 @@ def compile_all(record: Record, folder: Path, compiler: Tools, *, log: Path) -> 
     return outcomes
 
 
-def attempt(record: Record, *, xcrun: str, log: Path) -> tuple[str, list[Outcome]]:
+def attempt(record: Record, *, xcrun: str) -> tuple[str, list[Outcome]]:
     """Compile every source, both variants, keep nothing; return the compiler and the outcomes."""
     compiler = tools(xcrun)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "made"
         target.mkdir()
-        return compiler.version, compile_all(record, target, compiler, log=log)
+        return compiler.version, compile_all(record, target, compiler)
 
 
-def pack(record: Record, target: Path, *, xcrun: str, log: Path) -> list[str]:
+def pack(record: Record, target: Path, *, xcrun: str) -> list[str]:
     """Compile every source of ``record`` into the new folder ``target``.
 
     A source that the compiler rejects is left out, as long as its other variant compiles.
@@ -137,7 +137,7 @@ def pack(record: Record, target: Path, *, xcrun: str, log: Path) -> list[str]:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
         stage = Path(folder) / "pack"
         stage.mkdir()
-        outcomes = compile_all(record, stage, compiler, log=log)
+        outcomes = compile_all(record, stage, compiler)
         left_out = [str(each) for each in outcomes if each.error is not None]
         libraries: dict[str, Any] = {
             each.source.key: {
@@ -153,6 +153,7 @@ def pack(record: Record, target: Path, *, xcrun: str, log: Path) -> list[str]:
         missing = shaders.uncovered(libraries, record.sources)
         if missing:
             listed = "".join(f"\n  {text}" for text in left_out)
+            log = process.log_file()
             msg = f"no variant compiles for {', '.join(missing)}:{listed}\nFull log: {log}"
             raise ShaderError(msg)
         about = {
@@ -168,16 +169,14 @@ def pack(record: Record, target: Path, *, xcrun: str, log: Path) -> list[str]:
     return left_out
 
 
-def _compile(
-    record: Record, source: Source, compiler: Tools, scratch: Path, made: Path, log: Path
-) -> None:
+def _compile(record: Record, source: Source, compiler: Tools, scratch: Path, made: Path) -> None:
     # One name for all: a metallib may hold its source's name, and packs should be reproducible.
     text, air = scratch / "shader.metal", scratch / "shader.air"
     text.write_text(record.text(source), encoding="utf-8")
     command = [*compiler.metal, *flags(record.options), "-c", text.name, "-o", air.name]
-    process.run(command, log=log, cwd=scratch, timeout=TIME_LIMIT)
+    process.run(command, cwd=scratch, timeout=TIME_LIMIT)
     command = [*compiler.metallib, air.name, "-o", str(made)]
-    process.run(command, log=log, cwd=scratch, timeout=TIME_LIMIT)
+    process.run(command, cwd=scratch, timeout=TIME_LIMIT)
     if not made.is_file():
         msg = f"metallib wrote nothing for {source.key}"
         raise ToolError(msg)

@@ -39,12 +39,12 @@ class Standins:
         return self.folder / LIBRARY
 
 
-def build(scratch: Path, *, log: Path) -> Standins:
+def build(scratch: Path) -> Standins:
     """Build the stand-ins below ``scratch`` (quick when nothing changed)."""
     swift = process.find("swift", hint=toolchain.SWIFT_HINT)
     command = [
         swift, "build", "-c", "release", "-j", "2",
         "--package-path", str(FOLDER), "--scratch-path", str(scratch),
     ]  # fmt: skip
-    process.run(command, log=log)
+    process.run(command)
     return Standins(folder=Path(process.capture([*command, "--show-bin-path"])))

@@ -30,9 +30,7 @@ def stage(source: Source, repairs: overlay.Overlay, target: Path) -> None:
     overlay.apply(repairs, target)
 
 
-def compile_tree(
-    source: Source, repairs: overlay.Overlay, *, work: Path, log: Path
-) -> tuple[Path, Standins]:
+def compile_tree(source: Source, repairs: overlay.Overlay, *, work: Path) -> tuple[Path, Standins]:
     """Compile ``source`` with ``repairs`` against the stand-ins.
 
     Returns:
@@ -45,7 +43,7 @@ def compile_tree(
     """
     tools = toolchain.check({"swift": source.lock.requires.get("swift", "6.0")})
     with step("stand-in modules"):
-        apple = standins.build(work / "standins", log=log)
+        apple = standins.build(work / "standins")
     tree = work / "tree"
     stage(source, repairs, tree)
     command = [
@@ -53,7 +51,7 @@ def compile_tree(
         "--package-path", str(tree), "--scratch-path", str(work / "build"), *apple.options,
     ]  # fmt: skip
     with step("compile the pinned source with the overlay") as show:
-        process.run(command, log=log, on_line=show)
+        process.run(command, on_line=show)
     folder = process.capture([*command, "--show-bin-path"])
     library = work / "build" / "release" / f"lib{source.lock.product}.so"
     if not library.is_file():

@@ -45,14 +45,13 @@ def key(lock: Lock) -> str:
 
 
 def obtain(
-    lock: Lock, *, cache: Path, log: Path, remotes: Remotes | None = None, refresh: bool = False
+    lock: Lock, *, cache: Path, remotes: Remotes | None = None, refresh: bool = False
 ) -> Source:
     """Return the verified source of ``lock``, fetching what the cache does not hold.
 
     Args:
         lock: The pin.
         cache: Folder of the cache.
-        log: File that receives git's output.
         remotes: Mirror, retries, time limits.
         refresh: Throw the cached tree away first.
 
@@ -72,7 +71,7 @@ def obtain(
         if refresh:
             files.remove_tree(entry)
         if not entry.exists():
-            _fetch(lock, entry, log=log, remotes=remotes or Remotes())
+            _fetch(lock, entry, remotes=remotes or Remotes())
         else:
             say(f"source {name}: cached")
         verify(entry / "tree", lock, listing=entry / "listing.json")
@@ -117,7 +116,7 @@ def verify(root: Path, lock: Lock, *, listing: Path) -> None:
                 raise SourceError(msg)
 
 
-def _fetch(lock: Lock, entry: Path, *, log: Path, remotes: Remotes) -> None:
+def _fetch(lock: Lock, entry: Path, *, remotes: Remotes) -> None:
     with tempfile.TemporaryDirectory(
         dir=entry.parent, prefix=f".{entry.name}.", ignore_cleanup_errors=True
     ) as folder:
@@ -127,9 +126,9 @@ def _fetch(lock: Lock, entry: Path, *, log: Path, remotes: Remotes) -> None:
         listing: dict[str, str] = {}
         try:
             for repo in lock.repositories:
-                entries = _fetch_one(lock, repo, partial, log=log, remotes=remotes)
+                entries = _fetch_one(lock, repo, partial, remotes=remotes)
                 with step(f"write {repo.path or lock.name}"):
-                    Git(partial, log=log).export(entries, tree / repo.path)
+                    Git(partial).export(entries, tree / repo.path)
                 prefix = f"{repo.path}/" if repo.path else ""
                 listing |= {
                     f"{prefix}{e.path}": f"{e.mode} {e.oid}" for e in entries if e.mode != GITLINK
@@ -145,11 +144,9 @@ def _fetch(lock: Lock, entry: Path, *, log: Path, remotes: Remotes) -> None:
         (partial / "entry").rename(entry)
 
 
-def _fetch_one(
-    lock: Lock, repo: Repository, folder: Path, *, log: Path, remotes: Remotes
-) -> list[Entry]:
+def _fetch_one(lock: Lock, repo: Repository, folder: Path, *, remotes: Remotes) -> list[Entry]:
     name = repo.path or lock.name
-    git = Git(folder, log=log)
+    git = Git(folder)
 
     def request(address: str) -> None:
         git.fetch(address, repo.commit, timeout=remotes.timeout)

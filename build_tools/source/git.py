@@ -62,9 +62,8 @@ class Entry:
 class Git:
     """A bare repository in ``folder/objects.git``, and the only way that we call git."""
 
-    def __init__(self, folder: Path, *, log: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self._program = process.find("git", hint=HINT)
-        self.log_file = log
         self.repository = folder / "objects.git"
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "gitconfig"
@@ -176,7 +175,7 @@ class Git:
         return ("--git-dir", str(self.repository))
 
     def _run(self, *arguments: str, timeout: float = 60) -> None:
-        process.run([self._program, *arguments], log=self.log_file, env=self._env, timeout=timeout)
+        process.run([self._program, *arguments], env=self._env, timeout=timeout)
 
     def _read(self, *arguments: str, timeout: float = 60) -> bytes:
         command = [self._program, *arguments]

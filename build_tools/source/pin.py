@@ -48,7 +48,7 @@ class Proposal:
     removed: list[str]
 
 
-def newest(lock: Lock, *, remotes: Remotes, log: Path, ref: str = "HEAD") -> str:
+def newest(lock: Lock, *, remotes: Remotes, ref: str = "HEAD") -> str:
     """Return the commit that ``ref`` (branch, tag, HEAD or full hash) names upstream.
 
     Raises:
@@ -59,7 +59,7 @@ def newest(lock: Lock, *, remotes: Remotes, log: Path, ref: str = "HEAD") -> str
         return ref
     advertised: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        git = Git(Path(folder), log=log)
+        git = Git(Path(folder))
 
         def request(address: str) -> None:
             advertised.update(git.remote_refs(address))
@@ -73,7 +73,7 @@ def newest(lock: Lock, *, remotes: Remotes, log: Path, ref: str = "HEAD") -> str
 
 
 def propose(
-    lock: Lock, commit: str, repairs: Overlay, *, why: str, cache: Path, log: Path, remotes: Remotes
+    lock: Lock, commit: str, repairs: Overlay, *, why: str, cache: Path, remotes: Remotes
 ) -> Proposal:
     """Fetch ``commit`` and its submodules, verify them, and compare them with ``lock``.
 
@@ -83,11 +83,11 @@ def propose(
 
     """
     with tempfile.TemporaryDirectory() as folder:
-        git = Git(Path(folder), log=log)
+        git = Git(Path(folder))
         fresh = _pin(git, lock, commit, why=why, remotes=remotes)
-        commits = _history(git, lock, fresh, remotes)
-    old = fetch.obtain(lock, cache=cache, log=log, remotes=remotes)
-    new = fetch.obtain(fresh, cache=cache, log=log, remotes=remotes)
+        commits = _history(lock, fresh, remotes)
+    old = fetch.obtain(lock, cache=cache, remotes=remotes)
+    new = fetch.obtain(fresh, cache=cache, remotes=remotes)
     before = set(exports.declared((old.root / lock.header.path).read_text(encoding="utf-8")))
     after = set(exports.declared((new.root / fresh.header.path).read_text(encoding="utf-8")))
     return Proposal(
@@ -166,14 +166,14 @@ def _fetch(git: Git, repo: Repository, commit: str, remotes: Remotes) -> Reposit
     return replace(repo, commit=commit, tree=git.tree_of(commit), licences=tuple(licences))
 
 
-def _history(git: Git, old: Lock, new: Lock, remotes: Remotes) -> dict[str, list[str]]:
+def _history(old: Lock, new: Lock, remotes: Remotes) -> dict[str, list[str]]:
     """List new commits. For reading only, so that a server without history costs nothing else."""
     found: dict[str, list[str]] = {}
     for before, after in zip(old.repositories, new.repositories, strict=True):
         if before.commit == after.commit:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            history = Git(Path(folder), log=git.log_file)
+            history = Git(Path(folder))
 
             def request(address: str, history: Git = history, after: Repository = after) -> None:
                 history.fetch(address, after.commit, timeout=remotes.timeout, history=True)

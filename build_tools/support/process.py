@@ -14,18 +14,40 @@ import subprocess
 import sys
 import time
 from collections import deque
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from build_tools.support.errors import ToolError
+from build_tools.support.paths import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import TextIO
 
 TAIL_LINES = 40
 PIPE_ROOM = 1 << 20  # bytes that a pipe may hold, on any of our systems
 POLL = 0.1  # seconds after which a child that prints nothing is looked at
+
+# The log has one owner, the command that runs (`logging_to`); nobody in between hands it on.
+_LOG: ContextVar[Path] = ContextVar("log", default=ROOT / "build" / "logs" / "build.log")
+
+
+@contextlib.contextmanager
+def logging_to(path: Path) -> Iterator[Path]:
+    """Let what `run` starts inside the body print into ``path``, a new file."""
+    path = path.absolute()
+    path.unlink(missing_ok=True)
+    before = _LOG.set(path)
+    try:
+        yield path
+    finally:
+        _LOG.reset(before)
+
+
+def log_file() -> Path:
+    """Return the log that `run` writes to now."""
+    return _LOG.get()
 
 
 def find(program: str, *, hint: str) -> str:
@@ -58,17 +80,17 @@ def capture(command: Sequence[str], *, timeout: float = 60, cwd: Path | None = N
 def run(
     command: Sequence[str],
     *,
-    log: Path,
+    log: Path | None = None,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float = 3600,
     on_line: Callable[[str], None] | None = None,
 ) -> None:
-    """Run ``command``, appending its merged output to ``log``.
+    """Run ``command``, appending its merged output to the log.
 
     Args:
         command: Program and arguments; no shell is involved.
-        log: File that receives the command line and everything that it prints.
+        log: File that receives the command line and everything that it prints; `log_file` if None.
         cwd: Working folder.
         env: The whole environment of the child; ours when ``None``.
         timeout: Seconds, after which the child is killed with everything that it started.
@@ -79,6 +101,7 @@ def run(
             with the last lines that it printed and names the log.
 
     """
+    log = log or log_file()
     log.parent.mkdir(parents=True, exist_ok=True)
     shown = shlex.join(command)
     with log.open("a", encoding="utf-8") as sink:

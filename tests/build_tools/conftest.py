@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 
 from build_tools.native import standins
+from build_tools.support import process
 from build_tools.support.paths import ROOT
 from tests.standins.servers import GitServer
 from tests.standins.upstream.repositories import Upstream
@@ -40,9 +41,11 @@ def upstream(server: GitServer, tmp_path_factory: pytest.TempPathFactory) -> Ups
     return Upstream(server, tmp_path_factory.mktemp("miniature"))
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    return tmp_path / "test.log"
+@pytest.fixture(autouse=True)
+def log(tmp_path: Path) -> Iterator[Path]:
+    """Keep what a test's child processes print away from the logs of this tree."""
+    with process.logging_to(tmp_path / "test.log") as path:
+        yield path
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def apple(swift: str, tmp_path_factory: pytest.TempPathFactory) -> Standins:
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with FileLock(shared / "standins.lock"):
-        return standins.build(shared / "standins", log=shared / "standins.log")
+        return standins.build(shared / "standins")
 
 
 class Tools:

@@ -16,7 +16,7 @@ import pytest
 from build_tools.native import engine, exports, metal, toolchain
 from build_tools.source import lock as locks
 from build_tools.source import overlay
-from build_tools.support import files
+from build_tools.support import files, process
 from build_tools.support.errors import BuildError, OverlayError, ToolchainError, UsageError
 from build_tools.support.paths import ROOT
 from build_tools.wheel import sbom, setuptools_commands
@@ -59,7 +59,7 @@ def request_for(
 
 @pytest.fixture(scope="session")
 def built(request_for: metal.Request) -> metal.Built:
-    return metal.build(request_for, log=request_for.work.parent / "build.log")
+    return metal.build(request_for)
 
 
 def answer(library: Path, apple: Standins, cache: Path, **env: str) -> dict[str, Any]:
@@ -243,10 +243,10 @@ def test_without_the_repairs_the_stand_in_shows_the_defects(
 
 
 def test_the_second_run_takes_the_result(
-    built: metal.Built, request_for: metal.Request, log: Path, capsys: pytest.CaptureFixture[str]
+    built: metal.Built, request_for: metal.Request, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = built.library.stat().st_mtime_ns
-    again = metal.build(request_for, log=log)
+    again = metal.build(request_for)
     assert again == built
     assert again.library.stat().st_mtime_ns == before
     assert "cached" in capsys.readouterr().err
@@ -272,7 +272,7 @@ def test_any_changed_input_is_another_key(request_for: metal.Request) -> None:
 
 
 def test_a_damaged_result_is_built_anew_with_the_same_bytes(
-    built: metal.Built, request_for: metal.Request, log: Path, monkeypatch: pytest.MonkeyPatch
+    built: metal.Built, request_for: metal.Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another umask, time zone and locale, and a cold cache: the same library."""
     expected = built.manifest
@@ -286,7 +286,7 @@ def test_a_damaged_result_is_built_anew_with_the_same_bytes(
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
     old = os.umask(0o077)
     try:
-        again = metal.build(request_for, log=log)
+        again = metal.build(request_for)
     finally:
         os.umask(old)
     assert again.manifest == expected
@@ -325,32 +325,32 @@ def nothing_left(request: metal.Request, before: set[str]) -> None:
 
 
 def test_a_compiler_error_shows_the_compilers_own_line(
-    built: metal.Built, request_for: metal.Request, tmp_path: Path, log: Path
+    built: metal.Built, request_for: metal.Request, tmp_path: Path
 ) -> None:
     broken = with_overlay(request_for, tmp_path / "overlay")
     path = broken.repairs.folder / "Sources" / "ShaderText.swift"
     path.write_text(path.read_text(encoding="utf-8") + 'let x: Int = ""\n', encoding="utf-8")
     before = {p.name for p in request_for.work.iterdir() if not p.name.endswith(".lock")}
     with pytest.raises(BuildError) as caught:
-        metal.build(broken, log=log)
+        metal.build(broken)
     assert "ShaderText.swift" in str(caught.value)
     assert "cannot convert value of type 'String' to specified type 'Int'" in str(caught.value)
-    assert str(log) in str(caught.value)
+    assert str(process.log_file()) in str(caught.value)
     nothing_left(request_for, before)
 
 
-def test_a_full_disk(built: metal.Built, request_for: metal.Request, log: Path) -> None:
+def test_a_full_disk(built: metal.Built, request_for: metal.Request) -> None:
     small = request_for.work.parent / "small"
     with tiny_disk(small, "300k"):
         full = replace(request_for, canonical=small / "canonical", options=("-v",))
         before = {p.name for p in request_for.work.iterdir() if not p.name.endswith(".lock")}
         with pytest.raises(BuildError, match="No space left on device"):
-            metal.build(full, log=log)
+            metal.build(full)
         nothing_left(full, before)
 
 
 def test_an_overlay_that_does_not_fit_builds_nothing(
-    built: metal.Built, request_for: metal.Request, tmp_path: Path, log: Path
+    built: metal.Built, request_for: metal.Request, tmp_path: Path
 ) -> None:
     broken = with_overlay(request_for, tmp_path / "overlay")
     path = broken.repairs.folder / "overlay.toml"
@@ -358,7 +358,7 @@ def test_an_overlay_that_does_not_fit_builds_nothing(
     path.write_text(text, encoding="utf-8")
     before = {p.name for p in request_for.work.iterdir() if not p.name.endswith(".lock")}
     with pytest.raises(OverlayError, match="found 0 times"):
-        metal.build(replace(broken, repairs=overlay.load(broken.repairs.folder)), log=log)
+        metal.build(replace(broken, repairs=overlay.load(broken.repairs.folder)))
     nothing_left(request_for, before)
 
 

@@ -46,7 +46,7 @@ def record(tmp_path: Path) -> shaders.Record:
 
 @pytest.fixture
 def pack(record: shaders.Record, tmp_path: Path) -> Path:
-    left_out = shader_compiler.pack(record, tmp_path / "pack", xcrun=XCRUN, log=tmp_path / "log")
+    left_out = shader_compiler.pack(record, tmp_path / "pack", xcrun=XCRUN)
     assert left_out == []
     return tmp_path / "pack"
 
@@ -109,7 +109,7 @@ def test_a_pack_is_what_the_library_reads(pack: Path, record: shaders.Record) ->
 def test_the_same_record_gives_the_same_pack(
     pack: Path, record: shaders.Record, tmp_path: Path
 ) -> None:
-    shader_compiler.pack(record, tmp_path / "again", xcrun=XCRUN, log=tmp_path / "log")
+    shader_compiler.pack(record, tmp_path / "again", xcrun=XCRUN)
     first, second = (
         {p.name: p.read_bytes() for p in folder.iterdir()} for folder in (pack, tmp_path / "again")
     )
@@ -120,7 +120,7 @@ def test_what_the_compiler_rejects_is_left_out(
     record: shaders.Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STANDIN_REJECTS_ASM", "1")
-    left_out = shader_compiler.pack(record, tmp_path / "pack", xcrun=XCRUN, log=tmp_path / "log")
+    left_out = shader_compiler.pack(record, tmp_path / "pack", xcrun=XCRUN)
     assert len(left_out) == 2
     assert all("upstream" in text and "illegal string literal" in text for text in left_out)
     libraries = shaders.load_pack(tmp_path / "pack")["libraries"]
@@ -135,8 +135,8 @@ def test_nothing_is_left_when_neither_variant_compiles(
     only = [each for each in found() if each.item.case.variant == "upstream"]
     record = write(tmp_path / "record", COMMITS, only)
     with pytest.raises(ShaderError, match="no variant compiles for Apple8 bf16/fp32"):
-        shader_compiler.pack(record, tmp_path / "pack", xcrun=XCRUN, log=tmp_path / "log")
-    assert {p.name for p in tmp_path.iterdir()} == {"record", "log"}
+        shader_compiler.pack(record, tmp_path / "pack", xcrun=XCRUN)
+    assert {p.name for p in tmp_path.iterdir()} == {"record", "test.log"}
 
 
 @pytest.mark.parametrize("how", ["no toolchain", "no xcrun"])
@@ -146,7 +146,7 @@ def test_no_compiler(
     monkeypatch.setenv("STANDIN_NO_METAL", "1")
     xcrun = XCRUN if how == "no toolchain" else str(tmp_path / "nothing")
     with pytest.raises(ToolError, match="downloadComponent MetalToolchain"):
-        shader_compiler.pack(record, tmp_path / "pack", xcrun=xcrun, log=tmp_path / "log")
+        shader_compiler.pack(record, tmp_path / "pack", xcrun=xcrun)
     assert not (tmp_path / "pack").exists()
 
 
@@ -363,7 +363,7 @@ def test_two_packs_are_joined_unless_they_disagree(
         some = [each for each in found() if each.item.case.family == family]
         part = write(tmp_path / f"record{family}", COMMITS, some)
         folder = tmp_path / f"pack{family}"
-        shader_compiler.pack(part, folder, xcrun=XCRUN, log=tmp_path / "log")
+        shader_compiler.pack(part, folder, xcrun=XCRUN)
         parts.append((folder, files.sha256(folder / shaders.INDEX)))
     shaders.embed(tuple(parts), tmp_path / "joined")
     joined = shaders.load_pack(tmp_path / "joined")["libraries"]

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 QUICK = Remotes(attempts=2, backoff=0.01, timeout=20)
 
 
-def obtain(lock: Path, cache: Path, log: Path, remotes: Remotes = QUICK) -> Path:
-    return fetch.obtain(locks.load(lock), cache=cache, log=log, remotes=remotes).root
+def obtain(lock: Path, cache: Path, remotes: Remotes = QUICK) -> Path:
+    return fetch.obtain(locks.load(lock), cache=cache, remotes=remotes).root
 
 
 def assert_nothing_left(cache: Path) -> None:
@@ -37,23 +37,19 @@ def assert_nothing_left(cache: Path) -> None:
     assert all(name.endswith(".lock") for name in names), names
 
 
-def refused(
-    lock: Path, cache: Path, log: Path, *parts: str, remotes: Remotes = QUICK
-) -> SourceError:
+def refused(lock: Path, cache: Path, *parts: str, remotes: Remotes = QUICK) -> SourceError:
     with pytest.raises(SourceError) as caught:
-        obtain(lock, cache, log, remotes)
+        obtain(lock, cache, remotes)
     for part in parts:
         assert part in str(caught.value)
     assert_nothing_left(cache)
     return caught.value
 
 
-def test_the_tree_comes_byte_for_byte(
-    upstream: Upstream, tmp_path: Path, cache: Path, log: Path
-) -> None:
+def test_the_tree_comes_byte_for_byte(upstream: Upstream, tmp_path: Path, cache: Path) -> None:
     old = os.umask(0o077)
     try:
-        root = obtain(upstream.write_lock(tmp_path / "lock"), cache, log)
+        root = obtain(upstream.write_lock(tmp_path / "lock"), cache)
     finally:
         os.umask(old)
     assert (root / "notes.txt").read_bytes() == b"one\n$Id$\n"
@@ -95,30 +91,26 @@ def test_the_machines_git_has_no_part_in_it(
 
 
 def test_a_commit_that_the_server_does_not_have(
-    upstream: Upstream, tmp_path: Path, cache: Path, log: Path
+    upstream: Upstream, tmp_path: Path, cache: Path
 ) -> None:
     lock = upstream.write_lock(tmp_path / "lock", commit="1" * 40)
-    refused(lock, cache, log, "not our ref", upstream.url, "--mirror")
+    refused(lock, cache, "not our ref", upstream.url, "--mirror")
 
 
-def test_a_commit_with_another_tree(
-    upstream: Upstream, tmp_path: Path, cache: Path, log: Path
-) -> None:
+def test_a_commit_with_another_tree(upstream: Upstream, tmp_path: Path, cache: Path) -> None:
     lock = upstream.write_lock(tmp_path / "lock", tree="2" * 40)
-    refused(lock, cache, log, upstream.first.tree, "2" * 40, "nothing was kept")
+    refused(lock, cache, upstream.first.tree, "2" * 40, "nothing was kept")
 
 
-def test_a_submodule_with_another_tree(
-    upstream: Upstream, tmp_path: Path, cache: Path, log: Path
-) -> None:
+def test_a_submodule_with_another_tree(upstream: Upstream, tmp_path: Path, cache: Path) -> None:
     lock = upstream.write_lock(tmp_path / "lock", sub_tree="3" * 40)
-    refused(lock, cache, log, upstream.first.sub_tree, "3" * 40)
+    refused(lock, cache, upstream.first.sub_tree, "3" * 40)
 
 
-def test_a_submodule_that_moved(upstream: Upstream, tmp_path: Path, cache: Path, log: Path) -> None:
+def test_a_submodule_that_moved(upstream: Upstream, tmp_path: Path, cache: Path) -> None:
     other = git(upstream.sub, "commit-tree", upstream.first.sub_tree, "-m", "other")
     lock = upstream.write_lock(tmp_path / "lock", sub_commit=other)
-    refused(lock, cache, log, SUBMODULE, upstream.first.sub_commit, other)
+    refused(lock, cache, SUBMODULE, upstream.first.sub_commit, other)
 
 
 def crafted(
@@ -143,11 +135,11 @@ def blob(upstream: Upstream, text: str) -> str:
 
 @pytest.mark.parametrize("path", ["../outside", "a/../b", "/etc", ".git/modules"])
 def test_gitmodules_with_a_path_outside(
-    path: str, upstream: Upstream, tmp_path: Path, cache: Path, log: Path
+    path: str, upstream: Upstream, tmp_path: Path, cache: Path
 ) -> None:
     text = f'[submodule "x"]\n\tpath = {path}\n\turl = {upstream.sub_url}\n'
     lock = upstream.write_lock(tmp_path / "lock", crafted(upstream, modules=text))
-    error = refused(lock, cache, log)
+    error = refused(lock, cache)
     # git itself refuses some of these on the way in; the others are ours to refuse.
     assert "not in the lock" in str(error) or "fsck" in str(error) or "gitmodules" in str(error)
 
@@ -159,7 +151,7 @@ def test_a_lock_with_a_path_outside(upstream: Upstream, tmp_path: Path) -> None:
 
 
 def test_a_submodule_behind_a_symbolic_link(
-    upstream: Upstream, tmp_path: Path, cache: Path, log: Path
+    upstream: Upstream, tmp_path: Path, cache: Path
 ) -> None:
     # On macOS `Deps/x` lies behind the link `deps`: one tree, two file systems.
     inner = git(
@@ -172,22 +164,20 @@ def test_a_submodule_behind_a_symbolic_link(
         f"040000 tree {inner}\tDeps",
     )
     lock = upstream.write_lock(tmp_path / "lock", pinned)
-    refused(lock, cache, log, "Deps/x", "behind a symbolic link")
+    refused(lock, cache, "Deps/x", "behind a symbolic link")
 
 
-def test_paths_that_are_one_file_on_macos(
-    upstream: Upstream, tmp_path: Path, cache: Path, log: Path
-) -> None:
+def test_paths_that_are_one_file_on_macos(upstream: Upstream, tmp_path: Path, cache: Path) -> None:
     pinned = crafted(upstream, f"100644 blob {blob(upstream, 'x')}\tPACKAGE.swift")
-    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, log, "one file on macOS")
+    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, "one file on macOS")
 
 
 def test_names_that_differ_by_the_form_of_a_letter_only(
-    upstream: Upstream, tmp_path: Path, cache: Path, log: Path
+    upstream: Upstream, tmp_path: Path, cache: Path
 ) -> None:
     entries = [f"100644 blob {blob(upstream, 'x')}\t{name}" for name in ("caf\u00e9", "cafe\u0301")]
     pinned = crafted(upstream, *entries)
-    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, log, "one file on macOS")
+    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, "one file on macOS")
 
 
 def nested(upstream: Upstream, names: list[str]) -> str:
@@ -203,38 +193,37 @@ def nested(upstream: Upstream, names: list[str]) -> str:
     "names", [["d"] * 300, ["d" * 200] * 4, ["d" * 256]], ids=["deep", "long", "long name"]
 )
 def test_a_path_that_no_file_system_holds(
-    names: list[str], upstream: Upstream, tmp_path: Path, cache: Path, log: Path
+    names: list[str], upstream: Upstream, tmp_path: Path, cache: Path
 ) -> None:
     pinned = crafted(upstream, nested(upstream, names))
-    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, log, "too long for some file")
+    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, "too long for some file")
 
 
 def test_a_cached_tree_that_somebody_made_deep(
-    upstream: Upstream, tmp_path: Path, cache: Path, log: Path
+    upstream: Upstream, tmp_path: Path, cache: Path
 ) -> None:
     lock = upstream.write_lock(tmp_path / "lock")
-    root = obtain(lock, cache, log)
+    root = obtain(lock, cache)
     deep = root.joinpath(*["d"] * 1050)
     for folder in [*reversed(deep.parents), deep]:
         folder.mkdir(exist_ok=True)
     with pytest.raises(SourceError, match="deeper than any source"):
-        obtain(lock, cache, log)
-    fetch.obtain(locks.load(lock), cache=cache, log=log, remotes=QUICK, refresh=True)
+        obtain(lock, cache)
+    fetch.obtain(locks.load(lock), cache=cache, remotes=QUICK, refresh=True)
 
 
 @pytest.mark.parametrize("target", ["a\0b", "a" * 5000], ids=["NUL", "long"])
 def test_a_symbolic_link_that_cannot_be_made(
-    target: str, upstream: Upstream, tmp_path: Path, cache: Path, log: Path
+    target: str, upstream: Upstream, tmp_path: Path, cache: Path
 ) -> None:
     pinned = crafted(upstream, f"120000 blob {blob(upstream, target)}\tescape")
-    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, log, "escape", "cannot be made")
+    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, "escape", "cannot be made")
 
 
 def test_what_git_refuses_is_asked_for_once_and_not_blamed_on_the_network(
     upstream: Upstream,
     tmp_path: Path,
     cache: Path,
-    log: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # fsck takes a folder named .git for what it is; the server does not look.
@@ -247,7 +236,7 @@ def test_what_git_refuses_is_asked_for_once_and_not_blamed_on_the_network(
     patient = Remotes(attempts=3, backoff=5.0, timeout=20)
     before = time.monotonic()
     lock = upstream.write_lock(tmp_path / "lock", pinned)
-    error = refused(lock, cache, log, "hasDotgit", "Git refuses", "malicious", remotes=patient)
+    error = refused(lock, cache, "hasDotgit", "Git refuses", "malicious", remotes=patient)
     assert time.monotonic() - before < 5
     assert "Check the network" not in str(error)
     assert "again in" not in capsys.readouterr().err
@@ -255,53 +244,45 @@ def test_what_git_refuses_is_asked_for_once_and_not_blamed_on_the_network(
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../../outside"])
 def test_a_symbolic_link_that_leaves_the_tree(
-    target: str, upstream: Upstream, tmp_path: Path, cache: Path, log: Path
+    target: str, upstream: Upstream, tmp_path: Path, cache: Path
 ) -> None:
     pinned = crafted(upstream, f"120000 blob {blob(upstream, target)}\tescape")
-    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, log, "escape", "outside")
+    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, "escape", "outside")
 
 
 def test_a_submodule_that_the_lock_does_not_know(
-    upstream: Upstream, tmp_path: Path, cache: Path, log: Path
+    upstream: Upstream, tmp_path: Path, cache: Path
 ) -> None:
     pinned = crafted(upstream, f"160000 commit {upstream.first.sub_commit}\textra")
-    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, log, "extra", "nothing")
+    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, "extra", "nothing")
 
 
-def test_a_submodule_that_is_gone(
-    upstream: Upstream, tmp_path: Path, cache: Path, log: Path
-) -> None:
+def test_a_submodule_that_is_gone(upstream: Upstream, tmp_path: Path, cache: Path) -> None:
     pinned = crafted(upstream, drop_sub=True)
-    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, log, SUBMODULE, "nothing")
+    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, SUBMODULE, "nothing")
 
 
-def test_a_submodule_from_somewhere_else(
-    upstream: Upstream, tmp_path: Path, cache: Path, log: Path
-) -> None:
+def test_a_submodule_from_somewhere_else(upstream: Upstream, tmp_path: Path, cache: Path) -> None:
     text = f'[submodule "x"]\n\tpath = {SUBMODULE}\n\turl = https://example.org/evil.git\n'
     lock = upstream.write_lock(tmp_path / "lock", crafted(upstream, modules=text))
-    refused(lock, cache, log, "https://example.org/evil.git", "not followed")
+    refused(lock, cache, "https://example.org/evil.git", "not followed")
 
 
-def test_a_licence_that_changed(upstream: Upstream, tmp_path: Path, cache: Path, log: Path) -> None:
+def test_a_licence_that_changed(upstream: Upstream, tmp_path: Path, cache: Path) -> None:
     licences = [{"path": "LICENSE", "sha256": "4" * 64}]
     lock = upstream.write_lock(tmp_path / "lock", licences=licences)
-    refused(lock, cache, log, "LICENSE", "licence")
+    refused(lock, cache, "LICENSE", "licence")
 
 
-def test_a_header_that_is_not_the_locks(
-    upstream: Upstream, tmp_path: Path, cache: Path, log: Path
-) -> None:
+def test_a_header_that_is_not_the_locks(upstream: Upstream, tmp_path: Path, cache: Path) -> None:
     lock = upstream.write_lock(tmp_path / "lock", header_sha256="5" * 64)
-    refused(lock, cache, log, "mfa_ffi.h", "ABI header")
+    refused(lock, cache, "mfa_ffi.h", "ABI header")
 
 
 @pytest.mark.parametrize("damage", ["change", "add", "remove", "mode", "submodule"])
-def test_a_dirty_cache(
-    damage: str, upstream: Upstream, tmp_path: Path, cache: Path, log: Path
-) -> None:
+def test_a_dirty_cache(damage: str, upstream: Upstream, tmp_path: Path, cache: Path) -> None:
     lock = upstream.write_lock(tmp_path / "lock")
-    root = obtain(lock, cache, log)
+    root = obtain(lock, cache)
     target = root / ("added" if damage == "add" else "notes.txt")
     if damage == "submodule":
         target = root / SUBMODULE / "Package.swift"
@@ -312,9 +293,9 @@ def test_a_dirty_cache(
     else:
         target.write_text("dirty", encoding="utf-8")
     with pytest.raises(SourceError, match="--refresh") as caught:
-        obtain(lock, cache, log)
+        obtain(lock, cache)
     assert target.relative_to(root).as_posix() in str(caught.value)
-    fresh = fetch.obtain(locks.load(lock), cache=cache, log=log, remotes=QUICK, refresh=True)
+    fresh = fetch.obtain(locks.load(lock), cache=cache, remotes=QUICK, refresh=True)
     assert (fresh.root / "notes.txt").read_bytes() == b"one\n$Id$\n"
 
 
@@ -323,20 +304,18 @@ def through(upstream: Upstream, port: int) -> str:
     return upstream.url.replace(str(upstream.server.port), str(port))
 
 
-def test_a_truncated_pack(upstream: Upstream, tmp_path: Path, cache: Path, log: Path) -> None:
+def test_a_truncated_pack(upstream: Upstream, tmp_path: Path, cache: Path) -> None:
     with Proxy(upstream.server.port, limit=200_000) as proxy:
         lock = upstream.write_lock(tmp_path / "lock", url=through(upstream, proxy.port))
-        refused(lock, cache, log, "could not be had")
+        refused(lock, cache, "could not be had")
         assert proxy.connections == QUICK.attempts
 
 
-def test_a_server_that_stops_in_the_middle(
-    upstream: Upstream, tmp_path: Path, cache: Path, log: Path
-) -> None:
+def test_a_server_that_stops_in_the_middle(upstream: Upstream, tmp_path: Path, cache: Path) -> None:
     with Proxy(upstream.server.port, limit=200_000, stall=True) as proxy:
         lock = upstream.write_lock(tmp_path / "lock", url=through(upstream, proxy.port))
         impatient = Remotes(attempts=1, backoff=0.01, timeout=2)
-        refused(lock, cache, log, "ran longer than 2 s", remotes=impatient)
+        refused(lock, cache, "ran longer than 2 s", remotes=impatient)
 
 
 def test_a_server_that_is_down_then_the_mirror(
@@ -344,14 +323,13 @@ def test_a_server_that_is_down_then_the_mirror(
     server: GitServer,
     tmp_path: Path,
     cache: Path,
-    log: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     lock = upstream.write_lock(tmp_path / "lock", url=through(upstream, free_port()))
-    refused(lock, cache, log, "could not be had", "--mirror DIR|URL")
+    refused(lock, cache, "could not be had", "--mirror DIR|URL")
     assert "again in 0.01 s" in capsys.readouterr().err
     remotes = Remotes(mirror=server.url, attempts=3, backoff=0.01)
-    assert (obtain(lock, cache, log, remotes) / "run.sh").is_file()
+    assert (obtain(lock, cache, remotes) / "run.sh").is_file()
     told = capsys.readouterr().err
     assert told.index("again in 0.01 s") < told.index("again in 0.02 s")
 
@@ -391,7 +369,7 @@ def test_offline_without_a_mirror(upstream: Upstream, tmp_path: Path, tools: Too
 
 
 def test_killed_in_the_middle_and_run_again(
-    upstream: Upstream, tmp_path: Path, cache: Path, log: Path, tools: Tools
+    upstream: Upstream, tmp_path: Path, cache: Path, tools: Tools
 ) -> None:
     with Proxy(upstream.server.port, limit=200_000, stall=True) as proxy:
         lock = upstream.write_lock(tmp_path / "lock", url=through(upstream, proxy.port))
@@ -410,7 +388,7 @@ def test_killed_in_the_middle_and_run_again(
     assert not [p for p in (cache / "sources").iterdir() if (p / "tree").exists()]
     # The same entry, from a server that works.
     again = upstream.write_lock(tmp_path / "lock")
-    root = obtain(again, cache, log)
+    root = obtain(again, cache)
     assert (root / "run.sh").is_file()
     assert not list(cache.glob("sources/.*/"))
 
