@@ -101,6 +101,13 @@ $(MFLUX)/.complete: requirements/mflux.in requirements/mflux-constraints.txt Mak
 	@$(MFLUX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(MFLUX)/oldest mflux==$(MFLUX_OLDEST) pillow==12.3.0
 	@touch $@
 
+# On macOS the tests are those of the portable engine, built here; the Metal library's is
+# `qwen-mfa selftest --metal`.
+SYSTEM ?= $(shell uname -s)
+ifeq ($(SYSTEM),Darwin)
+test pytest coverage: export QWEN_MFA_ENGINE := portable
+endif
+
 mflux: install $(MFLUX)/.complete ## Install the wheel and real mflux into .venv-mflux
 	@$(MFLUX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
 

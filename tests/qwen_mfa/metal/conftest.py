@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -44,6 +45,8 @@ class StandinMac:
 
 @pytest.fixture(scope="session")
 def standin_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if sys.platform == "darwin":
+        pytest.skip("the stand-ins take Metal's place where there is none; see selftest --metal")
     return activate.build(tmp_path_factory.mktemp("standin"))
 
 
