@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from tests.engine import engine_build
 
-import engine_build
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(scope="session", params=["gcc", "clang"])

@@ -7,7 +7,8 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from engine_build import ENGINE, HERE, run, sources
+
+from tests.engine.engine_build import ENGINE, HERE, run, sources
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +73,8 @@ def test_quota(probe: Path, tmp_path: Path, case: str) -> None:
 
 
 def threads(engine_test: Path, prefix: list[str], **environment: str) -> int:
-    line = run([*prefix, str(engine_test), "forward", "1", "3"], **environment)
+    command = [*prefix, str(engine_test), "forward", "1", "3"]
+    line = run(command, timeout=900, **environment)
     found = re.search(r"threads=(\d+)", line)
     assert found is not None, line
     return int(found.group(1))

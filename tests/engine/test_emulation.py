@@ -8,7 +8,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from engine_build import ENGINE, HERE, compile_test, run, sources
+
+from tests.engine.engine_build import ENGINE, HERE, compile_test, run, sources
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from engine_build import ISAS, run, usable_isas
+
+from tests.engine.engine_build import ISAS, run, usable_isas
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from engine_build import ENGINE, HERE, run, sources
+
+from tests.engine.engine_build import ENGINE, HERE, run, sources
 
 FP32, BF16 = 2, 1
 MARGIN = 1.05
@@ -74,7 +75,7 @@ def instructions(program: Path, problem: tuple[int, ...], folder: Path) -> int:
 
 @pytest.mark.parametrize("problem", RECORDED)
 def test_no_more_instructions_than_recorded(
-    program: Path, problem: tuple[int, ...], tmp_path: Path
+    program: Path, problem: tuple[int, int, int, int, int], tmp_path: Path
 ) -> None:
     flags = (
         Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""

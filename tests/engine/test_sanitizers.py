@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from engine_build import compile_test, links, run, usable_isas
+
+from tests.engine.engine_build import compile_test, links, run, usable_isas
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 THREAD = ("-fsanitize=thread",)
-CASES = {
+CASES: dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]] = {
     "address": (
         ADDRESS,
         [("random", "77", "30"), ("forward", "3", "20"), ("special",), ("errors",), ("threads",)],

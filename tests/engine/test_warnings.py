@@ -7,7 +7,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from engine_build import ENGINE, run, sources
+
+from tests.engine.engine_build import ENGINE, run, sources
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -68,7 +68,7 @@ def dlpack_device(_: mx.array) -> tuple[int, int]:
     return settings["device"], 0
 
 
-@_DESTRUCTOR
+@_DESTRUCTOR  # type: ignore[untyped-decorator]  # ctypes' own
 def _release(capsule: int) -> None:
     import Metal
 

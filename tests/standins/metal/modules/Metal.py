@@ -78,7 +78,7 @@ class Device:
         return _Text(names()[1])
 
     def supportsFamily_(self, family: int) -> bool:
-        return 1001 <= family <= 1000 + library.standin_get(b"family")
+        return 1001 <= family <= 1000 + int(library.standin_get(b"family"))
 
     def newCommandQueue(self) -> CommandQueue | None:
         return None if library.standin_get(b"no_queue") else CommandQueue()
