@@ -17,6 +17,7 @@ _FEATURES = (
     *("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16"),
     *("amx_bf16", "asimd", "asimdhp", "bf16", "i8mm", "sve"),
 )
+NVIDIA = Path("/proc/driver/nvidia/version")  # there while the driver is loaded
 _SYSCTL_FEATURES = ("FEAT_BF16", "FEAT_FP16", "FEAT_I8MM", "FEAT_SME")
 _GENERATIONS = {13: "M1", 14: "M2", 15: "M3", 16: "M4", 17: "M5"}
 
@@ -35,6 +36,7 @@ class Host:
         cpus: Processors that this process may use.
         memory: Bytes.
         gpu: MLX's name of the GPU architecture, such as ``"applegpu_g13g"``; empty without one.
+        driver: Version of NVIDIA's driver, where it is loaded.
         python: Version of Python.
         mlx: Version of MLX.
         backends: Installed backend packages with version and wheel tag.
@@ -53,6 +55,13 @@ class Host:
     python: str
     mlx: str
     backends: tuple[str, ...]
+    driver: str = ""
+
+    @property
+    def driver_major(self) -> int:
+        """Return the first number of ``driver``; 0 without one."""
+        found = re.match(r"\d+", self.driver)
+        return int(found[0]) if found else 0
 
     @property
     def apple_generation(self) -> int:
@@ -100,6 +109,7 @@ def read() -> Host:
         python=platform.python_version(),
         mlx=_version("mlx"),
         backends=tuple(filter(None, (_backend(name) for name in BACKENDS))),
+        driver=_nvidia_driver(),
     )
 
 
@@ -154,6 +164,15 @@ def _memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return 0
+
+
+def _nvidia_driver() -> str:
+    try:
+        text = NVIDIA.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = re.search(r"Kernel Module.*?\s(\d+\.[.\d]+)\s", text)
+    return found[1] if found else "of an unknown version"
 
 
 def _gpu() -> str:

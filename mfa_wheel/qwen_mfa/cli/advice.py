@@ -19,6 +19,7 @@ THREADS = "QWEN_MFA_NUM_THREADS"
 _M5 = 17
 _NATIVE_MACOS = (15, 0)
 _NAX_MACOS = (26, 2)
+CUDA13_DRIVER = 580  # the oldest of NVIDIA's drivers that CUDA 13 runs on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +49,7 @@ def give(
 
     """
     found = [
-        *_about_the_library(library_state, library_reason),
+        *_about_the_library(host, library_state, library_reason),
         *_about_settings(host),
         *_about_mlx(host),
         *_about_kernels(findings),
@@ -56,10 +57,10 @@ def give(
     return sorted(found, key=lambda advice: -advice.weight)[:MOST]
 
 
-def _about_the_library(state: str, reason: str) -> Iterator[Advice]:
+def _about_the_library(host: Host, state: str, reason: str) -> Iterator[Advice]:
     if state == "unusable":
         yield Advice(weight=10, text=f"Repair the library. {reason}")
-    elif state == "none":
+    elif state == "none" and not _on_nvidia(host):  # there, no library of ours computes
         yield Advice(
             weight=4,
             text="Install a wheel with a native library for this platform: this is the MLX-only "
@@ -81,7 +82,7 @@ def _about_settings(host: Host) -> Iterator[Advice]:
             weight=5, text="Unset QWEN_MFA_TUNE=0: nothing new is proved or measured with it"
         )
     threads = os.environ.get(THREADS, "")
-    if threads.isdigit() and int(threads) < host.cpus and host.cpus > 1:
+    if threads.isdigit() and int(threads) < host.cpus and host.cpus > 1 and not host.gpu:
         yield Advice(
             weight=host.cpus / max(1, int(threads)) / 2,
             text=f"Unset {THREADS}={threads}: there are {host.cpus} processors",
@@ -89,12 +90,18 @@ def _about_settings(host: Host) -> Iterator[Advice]:
 
 
 def _about_mlx(host: Host) -> Iterator[Advice]:
-    if host.system == "Linux" and not host.backends:
+    if host.system == "Linux" and host.driver and not host.gpu:
+        toolkit = "13" if host.driver_major >= CUDA13_DRIVER else "12"
         yield Advice(
-            weight=8,
-            text="Install a backend of MLX: pip install 'mlx[cpu]', or 'mlx[cuda12]' or "
-            "'mlx[cuda13]' for an NVIDIA GPU",
+            weight=20,
+            text="Let MLX compute on the NVIDIA GPU of this machine, in a new environment: pip "
+            f"install 'mlx[cuda{toolkit}]' (its backends exclude each other)"
+            if not any("cuda" in name for name in host.backends)
+            else f"MLX's CUDA backend finds no GPU, although driver {host.driver} is loaded: see "
+            "that nvidia-smi lists one, and that CUDA_VISIBLE_DEVICES does not hide it",
         )
+    elif host.system == "Linux" and not host.backends:
+        yield Advice(weight=20, text="Install a backend of MLX: pip install 'mlx[cpu]'")
     if host.system != "macOS":
         return
     if host.release_numbers < _NATIVE_MACOS:
@@ -114,6 +121,20 @@ def _about_mlx(host: Host) -> Iterator[Advice]:
                 "python -m pip install --force-reinstall mlx mlx-metal"
             )
         yield Advice(weight=3.5, text=text)
+
+
+def _on_nvidia(host: Host) -> bool:
+    return host.system == "Linux" and bool(host.gpu)
+
+
+def expectation(host: Host) -> str:
+    """Say what this package can do for ``host``, where that is not what its README promises."""
+    if not _on_nvidia(host):
+        return ""
+    return (
+        "MLX computes on an NVIDIA GPU here, where this package has no kernel of its own: what "
+        "it can save is the padding of text, and work that surrounds attention (qwen-mfa run)"
+    )
 
 
 def _about_kernels(findings: Sequence[Finding]) -> Iterator[Advice]:

@@ -34,6 +34,7 @@ HELP = "check this installation and say what would make it faster"
 TEXT_TOKENS = 100
 IMAGES = {"512 x 512": 1024, "1024 x 1024": 4096, "1328 x 1328": 6889}
 MEBIBYTE = 1 << 20
+NOTHING = "Nothing to do: this is as fast as it gets here."
 _SHADER_LIMIT = 300.0  # seconds
 _WIDEST = 60  # of a reason in the table; --json and `explain` have all of it
 
@@ -176,11 +177,14 @@ def as_text(report: Report) -> str:
         (
             f"         {here.chip or 'unknown chip'}, {here.cpus} processors, "
             f"{here.memory // MEBIBYTE} MiB, GPU {here.gpu_family}"
+            f"{f', NVIDIA driver {here.driver}' if here.driver else ''}"
         ),
         f"         features: {' '.join(here.features) or 'none known'}",
         f"MLX      {here.mlx or 'missing'}: {', '.join(here.backends) or 'no backend installed'}",
+        f"         computes on {info.device()}",
         *_matrix_units(here),
         *(f"{'' if i else 'library':<8} {line}" for i, line in enumerate(native)),
+        *(f"expect   {text}" for text in [advice.expectation(here)] if text),
         f"cache    {report.cache['file']}, {report.cache['records']} records",
         *(f"         note: {note}" for note in report.cache["notes"]),
         *(f"shader   {text}" for text in report.shaders),
@@ -236,6 +240,7 @@ def _cells(finding: Finding, *, runs: bool) -> list[str]:
 
 def _outcome(report: Report) -> list[str]:
     if not report.advice:
-        return ["Nothing to do: this is as fast as it gets here." if not report.status else ""]
+        end = "Nothing to do." if advice.expectation(report.machine) else NOTHING
+        return [end if not report.status else ""]
     title = "BROKEN. To do:" if report.status == 2 else "Worth doing, the greatest gain first:"
     return [title, *(f"{i}. {x.text}" for i, x in enumerate(report.advice, 1))]

@@ -8,6 +8,8 @@ import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
+import mlx.core as mx
+
 import qwen_mfa
 from qwen_mfa.errors import LibraryError
 from qwen_mfa.native import library
@@ -36,10 +38,20 @@ def gather() -> dict[str, Any]:
     return {
         "qwen-mfa": qwen_mfa.__version__,
         "mlx": _version("mlx"),
+        "device": device(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "library": _library(),
     }
+
+
+def device() -> str:
+    """Name the device that MLX computes on."""
+    here = mx.default_device()
+    kind = "GPU" if here.type == mx.DeviceType.gpu else "CPU"
+    found = mx.device_info(here)
+    words = (str(found.get(key, "")) for key in ("device_name", "architecture"))
+    return f"{kind}: {', '.join(word for word in words if word) or 'unknown'}"
 
 
 def as_text(facts: dict[str, Any]) -> str:

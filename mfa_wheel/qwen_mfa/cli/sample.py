@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 
 import qwen_mfa
+from qwen_mfa.cli import device
 from qwen_mfa.kernels import mlx as reference
 from qwen_mfa.kernels.base import Call
 from qwen_mfa.problem import describe
@@ -35,8 +34,6 @@ TIMEOUT = 600.0
 
 # glibc otherwise keeps freed blocks of tens of MiB and would serve the measured call from them.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"  # proc(5): resets the peak resident set size to the current one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +58,10 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What one kernel did: best time in seconds, peak growth of resident memory in bytes."""
+    """What one kernel did: best time in seconds, growth of memory in bytes (`device.growth`)."""
 
     seconds: float
-    peak: int
+    peak: int | None
     failure: str | None = None
 
 
@@ -90,12 +87,9 @@ def take(request: Request) -> Sample:
     call = draw(request.dtype, masked=request.masked, image_tokens=request.image_tokens)
     # Opens the library and starts its threads, so that neither counts.
     _run(request.kernel, draw(request.dtype, masked=request.masked, image_tokens=1))
-    mx.clear_cache()
-    before = peak_resident(reset=True)
     start = time.perf_counter()
-    out = _run(request.kernel, call)
+    out, peak = device.growth(lambda: _run(request.kernel, call))
     first = time.perf_counter() - start
-    peak = max(0, peak_resident() - before)
     # What takes seconds is not hurt by a cold start; what takes milliseconds is.
     rounds = [first] if first > 1 else [_timed(request.kernel, call) for _ in range(3)]
     mx.save_safetensors(request.output, {"out": out})
@@ -122,7 +116,7 @@ def take_in_child(request: Request) -> Sample:
         last = (error.stderr.strip().splitlines() or ["no message"])[-1]
         how = f"signal {-error.returncode}" if error.returncode < 0 else f"exit {error.returncode}"
         failure = f"{how}: {last}"
-    return Sample(seconds=float("inf"), peak=0, failure=failure)
+    return Sample(seconds=float("inf"), peak=None, failure=failure)
 
 
 def _run(kernel: str, call: Call) -> mx.array:
@@ -144,17 +138,6 @@ def _timed(kernel: str, call: Call) -> float:
     start = time.perf_counter()
     _run(kernel, call)
     return time.perf_counter() - start
-
-
-def peak_resident(*, reset: bool = False) -> int:
-    """Return the peak resident set size in bytes, after making it the current one if asked to."""
-    if reset and _CLEAR_REFS.exists():
-        _CLEAR_REFS.write_text(_RESET_PEAK, encoding="ascii")
-    if sys.platform == "linux":
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts it in bytes
 
 
 if __name__ == "__main__":

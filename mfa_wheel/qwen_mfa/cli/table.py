@@ -34,6 +34,11 @@ def seconds(value: float) -> str:
     return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s"
 
 
-def mebibytes(value: int) -> str:
-    """Format a size."""
-    return f"{value / 2**20:.1f} MiB"
+def mebibytes(value: int | None) -> str:
+    """Format a size; a dash for one that is not known."""
+    return "-" if value is None else f"{value / 2**20:.1f} MiB"
+
+
+def rate(gflops: float) -> str:
+    """Format operations a second, given in 10⁹."""
+    return f"{gflops:.1f} GFLOP/s" if gflops < 1e4 else f"{gflops / 1e3:.0f} TFLOP/s"

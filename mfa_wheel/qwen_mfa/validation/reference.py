@@ -67,6 +67,19 @@ def _weights(
     return weights / mx.where(total == 0, 1.0, total)
 
 
+def largest(array: mx.array) -> float:
+    """Return the largest absolute value, of any dtype, on the CPU: no GPU has float64."""
+    with mx.stream(mx.Device(mx.DeviceType.cpu)):
+        return float(mx.abs(array.astype(mx.float64)).max().item())  # type: ignore[arg-type]
+
+
+def distance(a: mx.array, b: mx.array) -> float:
+    """Return the largest absolute difference, in float64 on the CPU; NaN counts as infinity."""
+    with mx.stream(mx.Device(mx.DeviceType.cpu)):
+        difference = a.astype(mx.float64) - b.astype(mx.float64)
+        return largest(mx.where(mx.isnan(difference), mx.inf, difference))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exact:
     """Some query rows of the result, with what an error bound is made of. All float64, evaluated.

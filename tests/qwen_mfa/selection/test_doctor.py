@@ -250,13 +250,13 @@ def test_doctor_notes_a_bad_cache(
     assert doctor.examine().status == 1
 
 
-@pytest.mark.parametrize("machine", [MAC, M5_OLD_BUILD, LINUX], ids=["m2", "m5", "linux"])
-def test_doctor_s_screen_for_other_machines(machine: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("host", [MAC, M5_OLD_BUILD, LINUX], ids=["m2", "m5", "linux"])
+def test_doctor_s_screen_for_other_machines(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QWEN_MFA_TUNE", "0")
-    monkeypatch.setattr(machine, "read", lambda: machine)
+    monkeypatch.setattr(machine, "read", lambda: host)
     text = doctor.as_text(doctor.examine())
-    assert machine.chip in text
-    assert ("matrix units" in text) == (machine.system == "macOS")
+    assert host.chip in text
+    assert ("matrix units" in text) == (host.system == "macOS")
 
 
 @pytest.mark.usefixtures("quick")

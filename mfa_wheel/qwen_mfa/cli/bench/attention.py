@@ -11,12 +11,12 @@ import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from qwen_mfa.cli import info
+from qwen_mfa.cli import device, info
 from qwen_mfa.cli.bench import footprint, peers, shapes
-from qwen_mfa.cli.bench.common import Progress, add_outputs, collect, count, machine_peak
+from qwen_mfa.cli.bench.common import Progress, add_outputs, collect, count
 from qwen_mfa.cli.bench.contestants import REMOVED, contestant, names
 from qwen_mfa.cli.bench.records import Case, Entry, Report
-from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleaved
+from qwen_mfa.cli.bench.rounds import Rounds, interleaved
 from qwen_mfa.cli.sample import DTYPES
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ PROBE_LENGTH = 256
 SETTLE = 0.15
 LEAST = 0.02  # seconds: what is quicker is timed several times in a row
 MOST_REPEATS = 1000
+SURELY_QUICK = 0.5  # seconds
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -90,12 +91,13 @@ def measure(
     rounds = Rounds(times={name: [] for name in work})
 
     def case(rounds: Rounds, memory: dict[str, int | None]) -> Case:
-        peak = Spread.of(peaks).median if peaks else None
+        peak = max(peaks, default=None)  # what disturbs only lowers it
         noise = rounds.ratio("mlx", AGAIN) if rounds.times.get(AGAIN) else None
         entries = [_entry(name, shape, rounds, peak, memory) for name in work if name != AGAIN]
         return replace(
             base,
             peak_gflops=peak and peak / 1e9,
+            peak_means=device.peak_means(),
             noise=noise,
             entries=(*entries, *skipped),
             conclusions=against_peers(rounds),
@@ -116,7 +118,7 @@ def measure(
     ):
         progress(number / (args.rounds + 1), f"round {number} of {args.rounds}")
         time.sleep(SETTLE)
-        peak = machine_peak()
+        peak = device.peak_rate(dtype)
         if peak:
             peaks.append(peak)
         yield case(rounds, {})
@@ -171,6 +173,9 @@ def _field(
             )
             if predicted[name] <= args.limit:
                 work[name] = contestant(name, call)
+                if predicted[name] < SURELY_QUICK:
+                    # A probe is too small to tell what a device does that waits for work.
+                    predicted[name] = _time(work[name])
                 continue
             reason = f"about {predicted.pop(name):.0f} s a call, more than --limit"
         skipped.append(Entry(contestant=name, skipped=reason))

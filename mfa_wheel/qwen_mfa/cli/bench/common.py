@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen_mfa.cli.bench import plot, records
-from qwen_mfa.errors import LibraryError
-from qwen_mfa.native import library
 from qwen_mfa.selection import store
 
 if TYPE_CHECKING:
@@ -82,14 +80,6 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
         help="keep the JSON there, from the first round on (default: a file in the cache folder "
         "that `qwen-mfa bench show` finds)",
     )
-
-
-def machine_peak() -> float | None:
-    """Return the machine's multiply-adds a second, times two; ``None`` where none can be had."""
-    try:
-        return library.load().peak()
-    except LibraryError:
-        return None
 
 
 def default_file(bench: str) -> Path:

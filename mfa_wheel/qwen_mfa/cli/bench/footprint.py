@@ -9,23 +9,22 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
-
-from qwen_mfa.cli.sample import MALLOC, peak_resident
+from qwen_mfa.cli import device
+from qwen_mfa.cli.sample import MALLOC
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
 def measure(module: str, arguments: Mapping[str, Any], *, timeout: float) -> int | None:
-    """Return how much resident memory one piece of work adds at its peak, in bytes.
+    """Return how much memory one piece of work adds at its peak, in bytes: see `device.growth`.
 
     Args:
         module: One with a function ``prepared(arguments)``, which returns the work.
         arguments: For that function; anything that JSON can hold.
         timeout: Seconds to wait.
 
-    Returns ``None`` where the work fails or takes too long.
+    Returns ``None`` where the work fails or takes too long, or where the system cannot tell.
 
     """
     request = {"module": module, "arguments": dict(arguments)}
@@ -47,11 +46,8 @@ def measure(module: str, arguments: Mapping[str, Any], *, timeout: float) -> int
 def _main() -> None:
     request = json.load(sys.stdin)
     work = importlib.import_module(request["module"]).prepared(request["arguments"])
-    mx.clear_cache()
-    before = peak_resident(reset=True)
-    kept = work()
-    print(max(0, peak_resident() - before))
-    del kept
+    _kept, peak = device.growth(work)
+    print(peak)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Other people's attention on the CPU, where it is installed: what ours is measured against.
+"""Other people's attention, where it is installed: what ours is measured against.
 
 Each peer gets its own idea of the inputs once, outside of what is timed, and returns its own kind
 of array; none is imported unless it takes part.
@@ -11,6 +11,8 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+
+from qwen_mfa.cli import device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +27,10 @@ def refusal(name: str, call: Call) -> str | None:
     missing = [module for module in NEEDED[name] if importlib.util.find_spec(module) is None]
     if missing:
         return f"{' and '.join(missing)} not installed"
+    if device.is_gpu():
+        if name != "torch":
+            return "computes on the CPU"
+        return None if _torch_device() else "this PyTorch has no GPU"
     if name != "torch" and call.mask is not None:
         return "compared without masks only"
     if name in ("onnxruntime", "numpy") and call.q.dtype != mx.float32:
@@ -48,21 +54,37 @@ def _dtype(array: mx.array) -> str:
     return str(array.dtype).removeprefix("mlx.core.")
 
 
+def _torch_device() -> str:
+    """Return PyTorch's name for MLX's default device; empty where it has no such device."""
+    torch = importlib.import_module("torch")
+    if not device.is_gpu():
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else ""
+
+
 def _torch(call: Call) -> Callable[[], Any]:
     torch = importlib.import_module("torch")
+    where = _torch_device()
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(where, lambda: None)
 
     def convert(array: mx.array) -> Any:
-        dense = torch.from_dlpack(_bshd(array)).clone()
-        return dense.to(getattr(torch, _dtype(array))).transpose(1, 2)
+        dense = torch.from_dlpack(_bshd(array)).clone()  # from a GPU's memory, too
+        return dense.to(device=where, dtype=getattr(torch, _dtype(array))).transpose(1, 2)
 
     q, k, v = (convert(array) for array in (call.q, call.k, call.v))
-    mask = torch.tensor(call.mask.tolist()) if isinstance(call.mask, mx.array) else None
+    mask = None
+    if isinstance(call.mask, mx.array):
+        mask = torch.tensor(call.mask.tolist(), device=where)
     attend = torch.nn.functional.scaled_dot_product_attention
     causal = isinstance(call.mask, str)
 
     def run() -> Any:
         with torch.no_grad():
-            return attend(q, k, v, attn_mask=mask, is_causal=causal, scale=call.scale)
+            out = attend(q, k, v, attn_mask=mask, is_causal=causal, scale=call.scale)
+            wait()
+            return out
 
     return run
 

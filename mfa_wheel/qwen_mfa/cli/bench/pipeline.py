@@ -19,7 +19,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_map
 
-from qwen_mfa.cli.bench.common import machine_peak
+from qwen_mfa.cli import device
 from qwen_mfa.cli.bench.records import Case, Entry
 from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleaved
 from qwen_mfa.cli.table import seconds
@@ -36,7 +36,6 @@ ALL_BLOCKS = 60
 HEADS, HEAD_DIM, TEXT_DIM = 24, 128, 3584
 NEGATIVE = 12  # tokens of a short negative prompt
 GUIDANCE = 4.0
-PEAK_SIDE = 8192  # of the product that a GPU's peak is measured with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +260,7 @@ def measure(
     rounds = Rounds(times={})
     for number, rounds in enumerate(interleaved(ways, rounds=args.rounds), 1):
         progress(0.2 + 0.8 * number / args.rounds, f"round {number} of {args.rounds}")
-        peak = product_peak()
+        peak = device.peak_rate("bfloat16")
         if peak:
             peaks.append(peak)
         yield _filled(base, rounds, peaks, memory, errors, firsts, size)
@@ -274,20 +273,6 @@ def _blocks(way: Way, name: str) -> dict[str, float | str]:
         return {}
     with mflux.enabled(**way.switches) as status:
         return {f"blocks, {name} {i}": f"{name}: {x}" for i, x in enumerate(status.blocks)}
-
-
-def product_peak() -> float | None:
-    """Return operations a second: of a large product on a GPU, of multiply-adds on the CPU."""
-    if mx.default_device().type != mx.DeviceType.gpu:
-        return machine_peak()
-    x = mx.random.normal((PEAK_SIDE, PEAK_SIDE)).astype(mx.bfloat16)
-    mx.eval(x @ x)
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        mx.eval(x @ x)
-        times.append(time.perf_counter() - start)
-    return float(2 * PEAK_SIDE**3 / min(times))
 
 
 def _error(found: mx.array, reference: mx.array) -> float:
@@ -342,6 +327,7 @@ def _filled(
     return replace(
         base,
         peak_gflops=peak and peak / 1e9,
+        peak_means=device.peak_means(),
         noise=rounds.ratio(HOST, "mflux, again") if "mflux, again" in rounds.times else None,
         entries=tuple(entries),
         conclusions=conclusions,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from qwen_mfa.cli.bench.rounds import Spread
-from qwen_mfa.cli.table import markdown, mebibytes, seconds, table
+from qwen_mfa.cli.table import markdown, mebibytes, rate, seconds, table
 from qwen_mfa.errors import QwenMfaError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Entry:
         rounds: Measured rounds.
         seconds: Time of a call.
         gflops: Of the unmasked problem's operations: what masks save shows as more.
-        of_peak: Fraction of the multiply-add peak, measured in the same rounds.
+        of_peak: Fraction of the device's peak, measured in the same rounds.
         gain: time(mlx) / time(this), within each round.
         memory: Peak growth of resident memory in bytes, the result included.
 
@@ -52,7 +52,8 @@ class Case:
         dtype: Element type.
         mask: Kind of mask.
         complete: Whether all rounds are in it.
-        peak_gflops: The machine's multiply-add peak, measured in the same rounds.
+        peak_gflops: What the device can reach, measured in the same rounds.
+        peak_means: By doing what.
         noise: time(mlx) / time(mlx again), the reference against itself.
         entries: The contestants.
         conclusions: Sentences, and the figures in them.
@@ -65,6 +66,7 @@ class Case:
     mask: str
     complete: bool = True
     peak_gflops: float | None = None
+    peak_means: str = "multiply-adds"
     noise: Spread | None = None
     entries: tuple[Entry, ...] = ()
     conclusions: dict[str, float | str] = field(default_factory=dict)
@@ -134,7 +136,7 @@ def _spread(values: dict[str, float] | None) -> Spread | None:
     return None if values is None else Spread(**values)
 
 
-HEADER = ["contestant", "time", "quartiles", "GFLOP/s", "of peak", "MLX / it", "memory", "rounds"]
+HEADER = ["contestant", "time", "quartiles", "rate", "of peak", "MLX / it", "memory", "rounds"]
 
 
 def cells(entry: Entry) -> list[str]:
@@ -146,10 +148,10 @@ def cells(entry: Entry) -> list[str]:
         entry.contestant,
         seconds(time.median),
         f"{seconds(time.low)} to {seconds(time.high)}",
-        "-" if entry.gflops is None else f"{entry.gflops:.1f}",
+        "-" if entry.gflops is None else rate(entry.gflops),
         "-" if entry.of_peak is None else f"{entry.of_peak:.2f}",
         "-" if gain is None else f"{gain.median:.2f} x",
-        "-" if entry.memory is None else mebibytes(entry.memory),
+        mebibytes(entry.memory),
         str(entry.rounds),
     ]
 
@@ -159,7 +161,7 @@ def title(case: Case) -> str:
     sizes = " ".join(f"{key} {value}" for key, value in case.sizes.items())
     line = f"{case.shape}: {sizes}, {case.dtype}, mask {case.mask}"
     if case.peak_gflops is not None:
-        line += f"; multiply-add peak {case.peak_gflops:.0f} GFLOP/s"
+        line += f"; peak {rate(case.peak_gflops)} ({case.peak_means})"
     if case.noise is not None:
         line += f"; noise: MLX against itself {case.noise.low:.2f} to {case.noise.high:.2f} x"
     return line if case.complete else f"{line}; incomplete"

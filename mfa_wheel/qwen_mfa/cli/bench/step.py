@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 import qwen_mfa
-from qwen_mfa.cli import info
+from qwen_mfa.cli import device, info
 from qwen_mfa.cli.bench import footprint, pipeline, shapes
-from qwen_mfa.cli.bench.common import Progress, add_outputs, collect, count, machine_peak
+from qwen_mfa.cli.bench.common import Progress, add_outputs, collect, count
 from qwen_mfa.cli.bench.records import Case, Entry, Report
 from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleaved
 from qwen_mfa.cli.sample import DTYPES, TEXT_TOKENS
@@ -178,7 +178,7 @@ def measure(
     progress(0, "warming up")
     for number, rounds in enumerate(interleaved(work, rounds=args.rounds), 1):
         progress(number / (args.rounds + 1), f"round {number} of {args.rounds}")
-        peak = machine_peak()
+        peak = device.peak_rate(args.dtype)
         if peak:
             peaks.append(peak)
         yield _filled(base, rounds, peaks, kernel, {})
@@ -249,6 +249,7 @@ def _filled(
     return replace(
         base,
         peak_gflops=peak and peak / 1e9,
+        peak_means=device.peak_means(),
         noise=rounds.ratio(f"step {MLX}", AGAIN),
         entries=tuple(entries),
         conclusions={**asdict(projection), "text": sentence(projection)},

@@ -1,0 +1,164 @@
+"""What the commands say where MLX's default device is a GPU: here they are only told so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import pytest
+
+from qwen_mfa import machine
+from qwen_mfa.cli import advice, device, doctor, selftest
+from qwen_mfa.cli.bench import peers, shapes
+from qwen_mfa.cli.table import mebibytes, rate
+from qwen_mfa.validation.reference import distance, largest
+from tests.qwen_mfa.selection.test_doctor import LINUX
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NVIDIA = replace(
+    LINUX,
+    gpu="sm_90a",
+    driver="580.95.05",
+    backends=("mlx-cuda-13 0.32.4 (py3-none-manylinux_2_35_x86_64)",),
+)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "is_gpu", lambda: True)
+
+
+@pytest.fixture
+def cpu_stream_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a float64 operation fail outside of a CPU stream that was asked for, as on a GPU."""
+    asked: list[bool] = []
+    stream, astype = mx.stream, mx.array.astype
+
+    class Asked:
+        def __init__(self, where: mx.Device) -> None:
+            self.inner = stream(where)
+            self.cpu = where.type == mx.DeviceType.cpu
+
+        def __enter__(self) -> None:
+            asked.append(self.cpu)
+            self.inner.__enter__()
+
+        def __exit__(self, *error: object) -> None:
+            asked.pop()
+            self.inner.__exit__(*error)
+
+    def checked(array: mx.array, dtype: mx.Dtype) -> mx.array:
+        if mx.float64 in (dtype, array.dtype) and not (asked and asked[-1]):
+            msg = "float64 is not supported on the GPU"
+            raise ValueError(msg)
+        return astype(array, dtype)
+
+    monkeypatch.setattr(mx, "stream", Asked)
+    monkeypatch.setattr(mx.array, "astype", checked)
+
+
+@pytest.mark.usefixtures("cpu_stream_only")
+def test_float64_stays_on_the_cpu() -> None:
+    with pytest.raises(ValueError, match="float64"):
+        mx.zeros(3).astype(mx.float64)
+    wide = mx.array([1.0, -3.0], dtype=mx.float64)
+    assert largest(wide) == 3
+    assert distance(mx.array([1.0, 2.0]), wide) == 5
+    assert distance(mx.array([1.0, mx.nan]), wide) == mx.inf
+
+
+def test_memory_is_what_mlx_allocated(on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx, "get_active_memory", lambda: 100)
+    monkeypatch.setattr(mx, "get_peak_memory", lambda: 700)
+    monkeypatch.setattr(device, "peak_resident", lambda: 10**9)
+    assert device.growth(lambda: "done") == ("done", 600)
+
+
+def test_memory_is_left_out_where_it_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS an earlier peak is not forgotten, so the growth would be too small."""
+    assert device.growth(lambda: bytearray(1 << 26))[1] > 1 << 25  # type: ignore[operator]
+    monkeypatch.setattr(device, "SYSTEM", "darwin")
+    assert device.growth(lambda: "done") == ("done", None)
+    assert mebibytes(None) == "-"
+
+
+def test_the_peak_is_a_product_s(on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "SIDE", 64)
+    found = device.peak_rate("bfloat16")
+    assert found is not None
+    assert found > 0
+    assert "64 x 64 matrices" in device.peak_means()
+    assert rate(612_345.0) == "612 TFLOP/s"
+    assert rate(47.44) == "47.4 GFLOP/s"
+
+
+def test_peers_on_the_cpu_say_nothing_about_a_gpu(
+    on_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(peers, "_torch_device", lambda: "")
+    call = shapes.draw(shapes.parse("1,2,4,4,8"), "float32", "none")
+    assert {name: peers.refusal(name, call) for name in peers.NEEDED} == {
+        "torch": "this PyTorch has no GPU",
+        "jax": "computes on the CPU",
+        "onnxruntime": "computes on the CPU",
+        "numpy": "computes on the CPU",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "driver"),
+    [
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build",
+            "580.95.05",
+        ),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12", "535.183.01"),
+        ("something else", "of an unknown version"),
+        (None, ""),
+    ],
+    ids=["open", "closed", "unknown", "none"],
+)  # fmt: skip
+def test_the_driver_is_read(
+    text: str | None, driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if text is not None:
+        (tmp_path / "version").write_text(text, encoding="ascii")
+    monkeypatch.setattr(machine, "NVIDIA", tmp_path / "version")
+    assert machine.read().driver == driver
+
+
+def test_advice_on_nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QWEN_MFA_NUM_THREADS", "1")  # of an engine that does not run there
+    assert advice.give(NVIDIA, "ready", "", []) == []
+    assert advice.give(NVIDIA, "none", "", []) == []
+    assert "NVIDIA GPU" in advice.expectation(NVIDIA)
+    assert advice.expectation(LINUX) == ""
+    monkeypatch.delenv("QWEN_MFA_NUM_THREADS")
+    unused = replace(LINUX, driver="580.95.05")
+    (only,) = advice.give(unused, "ready", "", [])
+    assert "'mlx[cuda13]'" in only.text
+    (only,) = advice.give(replace(unused, driver="535.183.01"), "ready", "", [])
+    assert "'mlx[cuda12]'" in only.text
+    (only,) = advice.give(replace(NVIDIA, gpu=""), "ready", "", [])
+    assert "finds no GPU" in only.text
+
+
+def test_doctor_does_not_call_it_as_fast_as_it_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QWEN_MFA_TUNE", "0")
+    monkeypatch.setattr(machine, "read", lambda: NVIDIA)
+    text = doctor.as_text(doctor.examine())
+    assert "GPU sm_90a, NVIDIA driver 580.95.05" in text
+    assert "no kernel of its own" in text
+    assert doctor.NOTHING not in text
+
+
+def test_rows_for_float64_have_both_ends() -> None:
+    assert selftest._rows(1) == [0]
+    assert selftest._rows(5) == [0, 1, 2, 3, 4]
+    many = selftest._rows(4196)
+    assert len(many) == selftest.ROWS
+    assert (many[0], many[-1]) == (0, 4195)
