@@ -1,4 +1,4 @@
-"""The ordinary front door: everything else is in pyproject.toml and build_tools/wheel.py."""
+"""What every front end runs; everything else is in pyproject.toml and build_tools/wheel."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,7 @@ from setuptools import setup
 # PEP 517 front ends do not put the project on the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from build_tools.wheel.setuptools_commands import commands
+from build_tools.audit.auditor import require
+from build_tools.wheel.setuptools_commands import options
 
-setup(cmdclass=commands())
+setup(**options(check=require))

@@ -1,1 +1,1 @@
-"""Audit any wheel, of any platform, on any OS, without executing anything from it."""
+"""Whether a wheel or source distribution of this project keeps its contract; statically."""

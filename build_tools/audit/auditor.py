@@ -1,174 +1,113 @@
-"""Audit one wheel: open it, read it once, run every check, apply a policy."""
+"""Audit one archive of this project: read it once, and hold it against the contract."""
 
 from __future__ import annotations
 
 import hashlib
-import stat
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from itertools import islice
+from typing import TYPE_CHECKING
 
-from build_tools.audit.archive import CHUNK, ZIP_ERRORS, Archive, open_archive
-from build_tools.audit.contents import Content, read_contents
-from build_tools.audit.findings import Finding, Severity, UnreadableWheelError
-from build_tools.audit.libraries import check_libraries
-from build_tools.audit.metadata import (
-    Sources,
-    check_entry_points,
-    check_metadata,
-    check_wheel_file,
-    dist_info,
-    entry_point_modules,
-    identify,
-    requires_dist,
-)
-from build_tools.audit.names import check_canonical, check_names
-from build_tools.audit.packs import check_packs, indexes
-from build_tools.audit.platforms import promises
-from build_tools.audit.policy import Policy
-from build_tools.audit.record import check_record
-from build_tools.audit.sboms import check_sboms
-from build_tools.audit.site import site_of
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+
+from build_tools.audit.contents import check_sdist, check_wheel
+from build_tools.audit.findings import AuditError, Finding, ForeignError, found
+from build_tools.audit.libraries import check_library
+from build_tools.audit.metadata import Identity, check_metadata, check_wheel_file
+from build_tools.support.text import printable
+from build_tools.wheel import archives, canonical, manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
-LARGEST_SOURCE = 4 * 1024 * 1024
-MOST_FINDINGS = 1000  # of one code; more say nothing new
-ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.NOTE: 2}
+    from build_tools.wheel.archives import Archive
+
+MAX_FINDINGS = 200
+SDIST = re.compile(rf"{manifest.PACKAGE}-(?P<version>[0-9][0-9A-Za-z.]*)\.tar\.gz")
+# The field's tool for the wheels of others, by how the platform of the tag starts.
+TOOLS = {
+    "macosx": "`delocate-listdeps --all`",
+    "manylinux": "`auditwheel show`",
+    "musllinux": "`auditwheel show`",
+    "linux": "`auditwheel show`",
+    "win": "`delvewheel show`",
+}
+GENERAL = "`check-wheel-contents` and `twine check --strict`"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The audit of one wheel."""
+    """The audit of one archive."""
 
     path: Path
     sha256: str
     findings: tuple[Finding, ...]
-    libraries: tuple[dict[str, object], ...]  # facts of each native file, for JSON
-
-    @property
-    def failed(self) -> bool:
-        """Whether an error or a warning was found; notes do not count."""
-        return any(each.severity is not Severity.NOTE for each in self.findings)
 
 
-def audit(path: Path, policy: Policy | None = None) -> Report:
-    """Audit the wheel at ``path``; nothing of it is executed, imported or unpacked to disk.
+def audit(path: Path) -> Report:
+    """Audit the archive at ``path``; nothing of it is executed, imported or unpacked to disk.
 
     Raises:
-        UnreadableWheelError: The file cannot be read, or is no zip file.
+        ForeignError: By its name it is not of this project.
+        UnreadableError: It is no archive that may be read.
 
     """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            kind = "a folder" if path.is_dir() else "no regular file"
-            msg = f"{path} is {kind}. Give the path of a .whl file."
-            raise UnreadableWheelError(msg)
-        with path.open("rb") as file:
-            return _audit(path, file, policy or Policy())
-    except (OSError, ValueError) as error:
-        msg = f"{path} cannot be read: {error}"
-        raise UnreadableWheelError(msg) from error
-
-
-def _audit(path: Path, file: BinaryIO, policy: Policy) -> Report:
-    archive = open_archive(path, file)
-    with archive.zip:
-        contents, problems = read_contents(archive, policy.texts)
-        findings = [*archive.findings, *problems, *_check(archive, contents)]
-        if archive.readable:
-            findings += policy.demands(contents, path.name)
-    kept = sorted(
-        _thinned(policy.apply(findings)),
-        key=lambda each: (ORDER[each.severity], each.code, each.file, each.what),
-    )
+    identity = identify(path.name)
+    archive = archives.read(path)
+    findings = islice(_check(path.name, archive, identity), MAX_FINDINGS)
     return Report(
         path=path,
-        sha256=_sha256(file),
-        findings=tuple(dict.fromkeys(kept)),
-        libraries=tuple(fact for each in contents.values() for fact in _facts(each)),
+        sha256=hashlib.sha256(archive.data).hexdigest(),
+        findings=tuple(dict.fromkeys(findings)),
     )
 
 
-def _check(archive: Archive, contents: Mapping[str, Content]) -> Iterator[Finding]:
-    wheel = archive.path.name
-    yield from check_names(archive)
-    yield from check_canonical(archive)
-    identity, problems = identify(wheel)
-    yield from problems
-    names = [info.filename for info in archive.entries]
-    folder, problems = dist_info(names, identity, wheel)
-    yield from problems
-    if not archive.readable:
-        return
-    if folder:
-        yield from check_record(archive, contents, folder)
-        yield from check_wheel_file(contents, folder, identity)
-        yield from check_metadata(contents, folder, identity)
-        sources = Sources(contents, _texts(archive, entry_point_modules(contents, folder)))
-        yield from check_entry_points(contents, folder, sources)
-        yield from check_sboms(contents, folder)
-    yield from check_packs(contents, _texts(archive, indexes(contents)))
-    others = bool(folder) and requires_dist(contents, folder)
-    site = site_of(contents, promises(identity.platforms), requires_others=others)
-    yield from check_libraries(contents, site, wheel)
+def require(path: Path) -> None:
+    """Return when the archive at ``path`` keeps the contract.
+
+    Raises:
+        AuditError: It does not; with every finding, and how to mend it.
+
+    """
+    report = audit(path)
+    if report.findings:
+        lines = [f"  {f.code}: {f.file}: {f.what}. {f.mend}" for f in report.findings]
+        msg = f"{printable(path.name)} fails the audit:\n" + "\n".join(lines)
+        raise AuditError(msg)
 
 
-def _texts(archive: Archive, names: set[str]) -> dict[str, bytes]:
-    texts = {}
-    for info in archive.files:
-        if info.filename in names and info.file_size <= LARGEST_SOURCE:
-            try:
-                texts[info.filename] = b"".join(archive.chunks(info))
-            except ZIP_ERRORS:
-                continue
-    return texts
+def identify(name: str) -> Identity:
+    """Take the file name apart; raise `ForeignError` when it is not one of this project."""
+    if match := SDIST.fullmatch(name):
+        return Identity(version=match["version"], platform=None)
+    tool = GENERAL
+    try:
+        project, version, _, tags = parse_wheel_filename(name)
+    except InvalidWheelFilename:
+        pass
+    else:
+        platforms = sorted(tag.platform for tag in tags)
+        if project == "qwen-mfa" and {(t.interpreter, t.abi) for t in tags} == {("py3", "none")}:
+            return Identity(version=str(version), platform=".".join(platforms))
+        tool = next((t for k, t in TOOLS.items() if platforms[0].startswith(k)), GENERAL)
+    msg = f"{printable(name)} is not a file of this project; for others there is {tool}."
+    raise ForeignError(msg)
 
 
-def _thinned(findings: Iterator[Finding]) -> Iterator[Finding]:
-    counts: dict[str, int] = {}
-    for finding in findings:
-        counts[finding.code] = counts.get(finding.code, 0) + 1
-        if counts[finding.code] <= MOST_FINDINGS:
-            yield finding
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    file.seek(0)
-    while piece := file.read(CHUNK):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def _facts(content: Content) -> Iterator[dict[str, object]]:
-    if content.elf is not None:
-        glibc = [version for _, version in content.elf.versions if version.startswith("GLIBC_")]
-        yield {
-            "file": content.name,
-            "format": "ELF",
-            "architecture": content.elf.machine,
-            "needs": list(content.elf.needed),
-            "rpaths": list(content.elf.rpaths),
-            "glibc": max(glibc, key=_version_key, default=None),
-            "exports": len(content.elf.exports),
-        }
-    for part in content.macho:
-        facts = part.facts
-        yield {
-            "file": content.name,
-            "format": "Mach-O",
-            "architecture": facts.architecture,
-            "needs": [name for name, _ in facts.dependencies],
-            "rpaths": list(facts.rpaths),
-            "minimum_os": ".".join(map(str, facts.minimum_os)) if facts.minimum_os else None,
-            "signature": part.signed.kind if part.signed else None,
-            "exports": len(facts.exports),
-        }
-    if content.pe is not None:
-        yield {"file": content.name, "format": "PE", "architecture": content.pe.machine}
-
-
-def _version_key(text: str) -> tuple[int, ...]:
-    return tuple(int(each) for each in text.split("_", 1)[-1].split(".") if each.isdecimal())
+def _check(name: str, archive: Archive, identity: Identity) -> Iterator[Finding]:
+    entries = archive.entries
+    if identity.platform is None:
+        yield from check_sdist(archive, identity)
+    else:
+        yield from check_wheel(archive, identity)
+        yield from check_wheel_file(archive, identity)
+        for file in sorted(entries):
+            if file.startswith(f"{manifest.NATIVE}/libMFAFFI."):
+                declared = archive.text(manifest.DECLARATIONS)
+                yield from check_library(file, entries[file].content, identity, declared)
+    yield from check_metadata(archive, identity)
+    pack = canonical.pack_sdist if identity.platform is None else canonical.pack_wheel
+    moment = min(max(archive.moment, canonical.ZIP_EPOCH), canonical.MAX_ZIP_TIME)
+    if pack(entries, moment) != archive.data:
+        yield found("not-canonical", name, "written again, its contents give other bytes")

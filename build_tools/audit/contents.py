@@ -1,228 +1,161 @@
-"""Read every file of a wheel once: its hash, its kind, and the facts of native files."""
+"""The files of an archive: all that must be there, nothing else, agreeing with each other."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import mmap
+import json
+import posixpath
 import re
-import tempfile
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
-from build_tools.audit.archive import ZIP_ERRORS
 from build_tools.audit.findings import Finding, found
-from build_tools.binaries import elf, macho, pe, signature
-from build_tools.binaries.reader import Malformed
+from build_tools.binaries.build_paths import build_paths
+from build_tools.native import shaders
+from build_tools.wheel import canonical, manifest, sbom
 
 if TYPE_CHECKING:
-    import zipfile
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from build_tools.audit.archive import Archive
-    from build_tools.binaries.reader import Bytes
+    from build_tools.audit.metadata import Identity
+    from build_tools.wheel.archives import Archive
 
-LARGEST_TEXT = 16 * 1024 * 1024
-HASHES = ("sha256", "sha384", "sha512")
-RECORD = re.compile(r"[^/]+\.dist-info/RECORD")
-# A path of somebody's machine: a folder of one user, of a toolchain or of a CI workspace. What a
-# program may rightly name on any machine (/tmp, /usr, /Users/Shared) is left out. Each pattern
-# starts with one letter, which `re` finds fast; what stands before is looked at afterwards.
-REST = rb"""[^\x00-\x1f\x7f"'<>|]{0,160}"""
-UNIX_PATH = re.compile(
-    rb"""/(?<![\w.~/\\-]/)(?:
-      (?:Users|home)/(?!Shared\b)[\w.-]+/
-    | root/[\w.-]
-    | (?:private/)?var/folders/\w
-    | (?:private/)?tmp/(?:pip-|build|tmp\w{8})
-    | (?:private/)?var/run/com\.apple\.security\.cryptexd/
-    | Applications/Xcode
-    | Library/Developer/
-    | github/workspace | __w/ | builds/[\w-]+/
-    | opt/homebrew/Cellar/ | usr/local/Cellar/
-    )"""
-    + REST,
-    re.VERBOSE,
-)
-WINDOWS_PATH = re.compile(
-    rb"""(?<=[A-Za-z]):(?<![\w.\\/]\w:)[\\/]{1,2}(?:Users[\\/]{1,2}[\w.-]+|a[\\/]{1,2}[\w.-]+)[\\/]"""
-    + REST,
-)
-MOST_PATHS = 10_000
+MODULE = re.compile(rf"{manifest.PACKAGE}/(\w+/)*\w+\.py")
+# What METADATA says after its fields is prose, in which paths are examples.
+PROSE = "/METADATA"
+SDIST_FILES = ("LICENSE", "PKG-INFO", "pyproject.toml", "setup.py", "swift_pkg/Package.swift")
+SDIST_FOLDERS = ("build_tools", "mfa_wheel/qwen_mfa", "swift_pkg/Sources", "requirements")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One architecture of a Mach-O file with its signature."""
-
-    facts: macho.Slice
-    signed: signature.Signature | None
-    signature_problem: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Content:
-    """What one file of the wheel holds."""
-
-    name: str
-    size: int
-    digests: dict[str, str]  # hash name -> urlsafe base64 without padding, as in RECORD
-    text: bytes | None = None  # of files in .dist-info, and of others on request
-    elf: elf.Elf | None = None
-    macho: tuple[Part, ...] = ()
-    pe: pe.Pe | None = None
-    build_paths: tuple[str, ...] = ()
-    build_path_count: int = 0
-
-    @property
-    def native(self) -> bool:
-        """Whether the file is code for a machine, other than a Windows launcher."""
-        return bool(self.elf or self.macho or (self.pe and self.pe.library))
-
-    def hexadecimal(self, algorithm: str) -> str:
-        """Return a digest in hexadecimal digits."""
-        return base64.urlsafe_b64decode(self.digests[algorithm] + "==").hex()
+def check_wheel(archive: Archive, identity: Identity) -> Iterator[Finding]:
+    """Check the list of files, RECORD, the manifest, the SBOM and the shader packs."""
+    info, entries = identity.info, archive.entries
+    facts = _document(archive.text(manifest.MANIFEST))
+    expected = {f"{manifest.PACKAGE}/__init__.py", f"{manifest.PACKAGE}/py.typed"}
+    expected |= {manifest.DECLARATIONS, f"{info}/METADATA", f"{info}/RECORD", f"{info}/WHEEL"}
+    expected |= {f"{info}/{name}" for name in ("entry_points.txt", "top_level.txt")}
+    expected.add(f"{info}/licenses/LICENSE")
+    if identity.platform != "any":
+        expected |= {manifest.MANIFEST, f"{info}/sboms/{sbom.NAME}"}
+        expected |= {f"{manifest.NATIVE}/{name}" for name in _hashes(facts)}
+    for name in sorted(expected - entries.keys()):
+        yield found("file-missing", name, "it is not there")
+    for name in sorted(entries.keys() - expected):
+        if not MODULE.fullmatch(name) or name.startswith(f"{manifest.NATIVE}/"):
+            yield found("file-unexpected", name, "it is there")
+    if f"{info}/RECORD" in entries:
+        yield from _record(archive, f"{info}/RECORD")
+    if identity.platform != "any":
+        yield from _manifest(archive, identity, facts)
+        yield from _sbom(archive, f"{info}/sboms/{sbom.NAME}", facts)
+    yield from _packs(archive)
+    for name, entry in entries.items():
+        data = entry.content
+        if name.startswith((f"{manifest.NATIVE}/", f"{info}/")) and not name.endswith(PROSE):
+            paths = build_paths(data)
+            if paths:
+                yield found("build-path", name, f"it names {paths}")
 
 
-def read_contents(
-    archive: Archive, keep: frozenset[str] = frozenset()
-) -> tuple[dict[str, Content], list[Finding]]:
-    """Unpack and look at every file; files that cannot be read become findings.
-
-    Args:
-        archive: The open wheel.
-        keep: Names of files outside of .dist-info whose text is wanted too.
-
-    """
-    contents: dict[str, Content] = {}
-    findings: list[Finding] = []
-    if not archive.readable:
-        return contents, findings
-    algorithms = _algorithms(archive)
-    for info in archive.files:
-        try:
-            content, problems = _read(archive, info, algorithms, text=info.filename in keep)
-        except ZIP_ERRORS as error:
-            if not info.flag_bits & 1:
-                findings.append(found("zip-corrupt", info.filename, f"cannot be unpacked: {error}"))
-            continue
-        findings += problems
-        contents[info.filename] = content
-    return contents, findings
+def check_sdist(archive: Archive, identity: Identity) -> Iterator[Finding]:
+    """Check that the files to build a wheel are there, in one folder."""
+    names = archive.entries.keys()
+    top = f"{identity.stem}/"
+    for name in sorted(names):
+        if not name.startswith(top):
+            yield found("file-unexpected", name, f"it is outside of {top}")
+    for name in SDIST_FILES:
+        if top + name not in names:
+            yield found("file-missing", top + name, "it is not there")
+    for folder in SDIST_FOLDERS:
+        if not any(name.startswith(f"{top}{folder}/") for name in names):
+            yield found("file-missing", f"{top}{folder}/", "nothing is in it")
 
 
-def _algorithms(archive: Archive) -> list[str]:
-    """Return the hash algorithms that are worth computing: SHA-256, and what RECORD uses."""
-    for info in archive.files:
-        if RECORD.fullmatch(info.filename) and info.file_size <= LARGEST_TEXT:
-            try:
-                text = b"".join(archive.chunks(info))
-            except ZIP_ERRORS:
-                continue
-            return [each for each in HASHES if each == "sha256" or f",{each}=".encode() in text]
-    return ["sha256"]
-
-
-def _read(
-    archive: Archive, info: zipfile.ZipInfo, algorithms: list[str], *, text: bool
-) -> tuple[Content, list[Finding]]:
-    name = info.filename
-    hashers = [hashlib.new(each, usedforsecurity=False) for each in algorithms]
-    text = (text or ".dist-info/" in name) and info.file_size <= LARGEST_TEXT
-    with tempfile.TemporaryFile() as spool:
-        size, head, native = 0, b"", False
-        for piece in archive.chunks(info):
-            if not size:
-                head = piece[:64]
-                native = is_native(head)
-            size += len(piece)
-            for hasher in hashers:
-                hasher.update(piece)
-            if native or text:
-                spool.write(piece)
-        digests = {
-            each: base64.urlsafe_b64encode(hasher.digest()).rstrip(b"=").decode()
-            for each, hasher in zip(algorithms, hashers, strict=True)
-        }
-        content = Content(name=name, size=size, digests=digests)
-        if not size or not (native or text):
-            return content, []
-        spool.flush()
-        spool.seek(0)
-        if not native:
-            return _with_paths(content, spool.read()), []
-        with mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _native(content, head, data)
-
-
-def is_native(head: bytes) -> bool:
-    """Say whether a file that starts with ``head`` may be code for a machine."""
-    return elf.is_elf(head) or macho.is_macho(head) or pe.is_pe(head)
-
-
-def _with_paths(content: Content, data: bytes) -> Content:
-    # The description after METADATA's fields is prose, in which paths are examples.
-    prose = content.name.endswith("/METADATA")
-    paths, count = build_paths(data.replace(b"\r\n", b"\n").split(b"\n\n", 1)[0] if prose else data)
-    return Content(
-        name=content.name,
-        size=content.size,
-        digests=content.digests,
-        text=data,
-        build_paths=paths,
-        build_path_count=count,
-    )
-
-
-def _native(content: Content, head: bytes, data: mmap.mmap) -> tuple[Content, list[Finding]]:
-    findings = []
-    facts: dict[str, object] = {}
+def _record(archive: Archive, name: str) -> Iterator[Finding]:
     try:
-        if elf.is_elf(head):
-            facts["elf"] = elf.read(data)
-        elif macho.is_macho(head):
-            facts["macho"] = tuple(_part(each) for each in macho.read(data))
-        else:
-            facts["pe"] = pe.read(data)
-    except Malformed as error:
-        findings.append(found("binary-malformed", content.name, str(error)))
-    paths, count = build_paths(data)
-    return (
-        Content(
-            name=content.name,
-            size=content.size,
-            digests=content.digests,
-            elf=cast("elf.Elf | None", facts.get("elf")),
-            macho=cast("tuple[Part, ...]", facts.get("macho", ())),
-            pe=cast("pe.Pe | None", facts.get("pe")),
-            build_paths=paths,
-            build_path_count=count,
-        ),
-        findings,
-    )
+        wanted = canonical.record(archive.entries).splitlines()
+    except canonical.CanonicalError as error:
+        yield found("record", name, str(error))
+        return
+    held = archive.entries[name].content.splitlines()
+    for line in sorted(set(held) ^ set(wanted)):
+        which = "says" if line in set(held) else "has to say"
+        yield found("record", name, f"it {which} {line.decode('utf-8', 'backslashreplace')}")
+    if len(held) != len(set(held)):
+        yield found("record", name, "it names a file twice")
 
 
-def _part(part: macho.Slice) -> Part:
+def _document(text: str) -> dict[str, Any]:
+    """Return a JSON object; an empty one for anything else, which has its finding by that."""
     try:
-        return Part(facts=part, signed=signature.verify(part), signature_problem="")
-    except Malformed as error:
-        return Part(facts=part, signed=None, signature_problem=str(error))
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
-def build_paths(data: Bytes) -> tuple[tuple[str, ...], int]:
-    """Return up to three different build-machine paths in ``data``, and how many there are."""
-    examples: dict[str, None] = {}
-    count = 0
-    for match in _matches(data):
-        count += 1
-        if len(examples) < 3:
-            examples.setdefault(match.decode("utf-8", "backslashreplace"))
-    return tuple(examples), count
+def _table(facts: Mapping[str, Any], field: str) -> dict[str, str]:
+    value = facts.get(field)
+    return {name: str(text) for name, text in value.items()} if isinstance(value, dict) else {}
 
 
-def _matches(data: Bytes) -> Iterator[bytes]:
-    for pattern, drive in ((UNIX_PATH, 0), (WINDOWS_PATH, 1)):
-        for number, match in enumerate(pattern.finditer(data)):
-            if number >= MOST_PATHS:
-                break
-            yield bytes(data[match.start() - drive : match.end()])
+def _hashes(facts: Mapping[str, Any]) -> dict[str, str]:
+    return {posixpath.normpath(name): text for name, text in _table(facts, "files").items()}
+
+
+def _manifest(archive: Archive, identity: Identity, facts: dict[str, Any]) -> Iterator[Finding]:
+    name = manifest.MANIFEST
+    wanted = {
+        "schema": manifest.SCHEMA,
+        "package": {"name": "qwen-mfa", "version": identity.version},
+        "platform_tag": identity.platform,
+    }
+    for field, value in wanted.items():
+        if facts.get(field) != value:
+            what = f"{field} is {facts.get(field)!r}, it has to be {value!r}"
+            yield found("manifest", name, what)
+    for field in ("engine", "built_by", "compiler", "flags", "build_fingerprint"):
+        if facts.get(field) in (None, ""):
+            yield found("manifest", name, f"it does not say {field}")
+    hashes = _hashes(facts)
+    for file, digest in hashes.items():
+        entry = archive.entries.get(f"{manifest.NATIVE}/{file}")
+        if entry is not None and hashlib.sha256(entry.content).hexdigest() != digest:
+            yield found("manifest", name, f"{file} has another SHA-256 than it says")
+    library = _table(facts, "library")
+    if hashes.get(library.get("file", "")) != library.get("sha256", "none"):
+        yield found("manifest", name, f"library is {library}, which is none of its files")
+
+
+def _sbom(archive: Archive, name: str, facts: dict[str, Any]) -> Iterator[Finding]:
+    text = archive.text(name)
+    problem = sbom.schema_problem(text)
+    if problem:
+        yield found("sbom", name, problem)
+        return
+    document = json.loads(text)
+    held = {
+        each["name"]: {h["content"] for h in each.get("hashes", [])}
+        for each in document.get("components", [])
+        if each["type"] == "file"
+    }
+    library = _table(facts, "library")
+    wanted = {f"{manifest.NATIVE}/{library.get('file')}": library.get("sha256", "")}
+    wanted |= {**_table(facts, "sources"), **_table(facts, "overlay")}
+    for file in sorted(held.keys() | wanted.keys()):
+        if held.get(file) != {wanted.get(file)}:
+            yield found("sbom", name, f"{file} is not there as the manifest has it")
+
+
+def _packs(archive: Archive) -> Iterator[Finding]:
+    folder = f"{manifest.NATIVE}/shaders/"
+    inside = {name for name in archive.entries if name.startswith(folder)}
+    if not inside:
+        return
+    index = folder + shaders.INDEX
+    hashes = {
+        name.removeprefix(folder): hashlib.sha256(archive.entries[name].content).hexdigest()
+        for name in inside - {index}
+    }
+    for problem in shaders.problems(_document(archive.text(index)), hashes):
+        yield found("shader-pack", index, problem)

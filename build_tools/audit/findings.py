@@ -1,67 +1,130 @@
-"""What an audit says: findings, each with a code, a severity, a place, the fact and the mend."""
+"""What an audit says: findings, each with a code, the file, the fact and how to mend it.
+
+``docs/auditing.md`` lists the codes; a test holds one against the other.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import asdict, dataclass
 
-from build_tools.audit.codes import CODES
 from build_tools.support.errors import BuildToolsError
+from build_tools.support.text import printable
 
-
-class UnreadableWheelError(BuildToolsError):
-    """The file is no wheel that could be audited; the message says why and what to do."""
+# code -> (meaning, mend)
+CODES: dict[str, tuple[str, str]] = {
+    "not-canonical": (
+        "The archive's bytes are not those that its contents have in canonical form.",
+        "Build it by `make wheel`, or pass it through build_tools.wheel.canonical.",
+    ),
+    "record": (
+        "RECORD is not the list of the files in the wheel with their SHA-256 and sizes.",
+        "Build the wheel again; if it was downloaded, discard it: it was changed.",
+    ),
+    "file-missing": (
+        "A file that every such archive has is not there.",
+        "Pack it: see pyproject.toml [tool.setuptools.package-data] and MANIFEST.in.",
+    ),
+    "file-unexpected": (
+        "A file is there that no such archive has.",
+        "Leave it out; or, if it belongs there, name it in build_tools/audit/contents.py.",
+    ),
+    "metadata": (
+        "METADATA (or PKG-INFO) breaks its specification, or is of another version.",
+        "Correct pyproject.toml; do not rename archives.",
+    ),
+    "wheel-file": (
+        "WHEEL does not say what the file name and the contents say.",
+        "Build the wheel again; do not rename wheels.",
+    ),
+    "entry-point": (
+        "An entry point names a module that the wheel does not hold.",
+        "Correct [project.scripts] in pyproject.toml.",
+    ),
+    "manifest": (
+        "The manifest does not agree with the files beside it, or with the wheel's name.",
+        "Build the wheel again.",
+    ),
+    "sbom": (
+        "The SBOM breaks its schema, or does not agree with the files and the manifest.",
+        "Build the wheel again: the SBOM is made of its manifest.",
+    ),
+    "shader-pack": (
+        "A shader pack's index is malformed, or does not fit the files beside it.",
+        "Make the pack again: python -m build_tools shaders pack.",
+    ),
+    "build-path": (
+        "Paths of the machine that built the wheel stand in the file.",
+        "Map prefixes (-ffile-prefix-map), strip debug information, correct the metadata.",
+    ),
+    "library-malformed": (
+        "The library is cut, contradicts itself, or is none for the platform of the tag.",
+        "Build the library again, for the tag's platform.",
+    ),
+    "architecture": (
+        "The library is not for the processor of the tag, or for more than one.",
+        "Build for the tag's processor.",
+    ),
+    "minimum-os": (
+        "The library needs a newer macOS or glibc than the tag admits.",
+        "Build with the tag's MACOSX_DEPLOYMENT_TARGET, or in an older image; or raise the tag.",
+    ),
+    "dependency": (
+        "The library depends on something that is not on the system's list of the tag.",
+        "Link it statically.",
+    ),
+    "rpath": (
+        "The library has a run path: another user's file may be found there.",
+        "Remove it: python -m build_tools relocate.",
+    ),
+    "install-name": (
+        "The library's own name is not the one that it has in the wheel.",
+        "Set it: python -m build_tools relocate; on Linux, -soname.",
+    ),
+    "hardening": (
+        "Memory is writable and executable, or relocated data stays writable.",
+        "Link with -z noexecstack -z relro -z now, and compile everything with -fPIC.",
+    ),
+    "debug-information": (
+        "The library carries debugging information.",
+        "Split it off: objcopy --only-keep-debug, strip.",
+    ),
+    "signature": (
+        "The code signature is missing or does not fit the file; macOS kills what loads it.",
+        "Sign again after the last change: python -m build_tools relocate.",
+    ),
+    "abi-missing": (
+        "The library does not export a function that the package declares.",
+        "Export it, or correct qwen_mfa/native/abi.cdef.",
+    ),
+    "abi-extra": (
+        "The library exports names that are not of the ABI.",
+        "Limit exports: -fvisibility=hidden and a version script.",
+    ),
+}
 
 
 class AuditError(BuildToolsError):
-    """A wheel fails the policy that it has to pass; the message lists the findings."""
+    """A wheel breaks its contract; the message lists the findings."""
 
 
-class Severity(Enum):
-    """How much a finding matters."""
-
-    ERROR = "error"  # installs or works wrongly, or not at all, on a machine that the tag admits
-    WARNING = "warning"  # works by luck, or misleads installers and readers
-    NOTE = "note"  # hygiene: leaks, reproducibility, hardening; the exit status ignores it
+class ForeignError(BuildToolsError):
+    """The file is not of this project; the message names the tool that checks such files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that is wrong in one place."""
+    """One thing that is wrong in one place; fit to be printed, whatever the archive holds."""
 
     code: str
-    severity: Severity
-    file: str  # name inside the wheel, or the wheel's own name
+    file: str  # name inside the archive, or the archive's own name
     what: str
     mend: str
 
     def as_dict(self) -> dict[str, str]:
         """Return the finding for JSON."""
-        return {
-            "code": self.code,
-            "severity": self.severity.value,
-            "file": self.file,
-            "what": self.what,
-            "mend": self.mend,
-        }
+        return asdict(self)
 
 
 def found(code: str, file: str, what: str) -> Finding:
-    """Return a finding with the severity and the mend that its code has by default."""
-    severity, _, mend = CODES[code]
-    return Finding(
-        code=code,
-        severity=Severity(severity),
-        file=printable(file),
-        what=printable(what),
-        mend=mend,
-    )
-
-
-def printable(text: str, limit: int = 400) -> str:
-    """Return ``text`` without control characters or lone surrogates, cut at ``limit``."""
-    safe = "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
-        for letter in text[:limit]
-    )
-    return safe + ("…" if len(text) > limit else "")
+    """Return a finding of that code."""
+    return Finding(code=code, file=printable(file), what=printable(what), mend=CODES[code][1])

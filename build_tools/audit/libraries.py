@@ -1,43 +1,164 @@
-"""The checks of every native file of a wheel."""
+"""The native library of a wheel: fit for the tag, alone, hardened, signed, of the declared ABI."""
 
 from __future__ import annotations
 
+import posixpath
+import re
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from build_tools.audit.elf_checks import check_elf
 from build_tools.audit.findings import Finding, found
-from build_tools.audit.mach_checks import check_macho
+from build_tools.binaries import elf, macho, systems
+from build_tools.binaries.reader import Malformed
+from build_tools.binaries.relocate import adhoc
+from build_tools.binaries.relocate.errors import RelocationError
+from build_tools.binaries.relocate.plan import OWN_FOLDER, SWIFT_RUNTIME
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-    from build_tools.audit.contents import Content
-    from build_tools.audit.site import Site
+    from build_tools.audit.metadata import Identity
 
-
-def check_libraries(contents: Mapping[str, Content], site: Site, wheel: str) -> Iterator[Finding]:
-    """Check every native file, and whether the tags fit at all."""
-    native = [each for each in contents.values() if each.native]
-    if native and site.any_platform:
-        what = f"{len(native)} native files, the first is {native[0].name}"
-        yield found("binary-in-any", wheel, what)
-    launchers = any(each.pe for each in contents.values())
-    if not native and not launchers and site.promises and not site.any_platform:
-        yield found("platform-without-binaries", wheel, "no ELF, Mach-O or PE file is in it")
-    for content in contents.values():
-        if content.elf is not None:
-            yield from check_elf(content, site)
-        yield from check_macho(content, site)
-        if content.pe is not None and content.pe.library:
-            yield from _check_pe(content, site)
-        if content.build_paths:
-            what = f"{content.build_path_count} such, as {'; '.join(content.build_paths)}"
-            yield found("build-path", content.name, what)
+TAG = re.compile(r"(?P<system>macosx|manylinux)_(?P<major>\d+)_(?P<minor>\d+)_(?P<machine>\w+)")
+FUNCTION = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
+NOT_CODE = re.compile(r"/\*.*?(?:\*/|\Z)|//[^\n]*|\{[^{}]*\}|^\s*#[^\n]*", re.DOTALL | re.MULTILINE)
+# `free` is libc's; the Metal engine has no portable extension.
+OPTIONAL = ("free", "mfa_portable_*")
+# Both engines implement upstream's whole header, of which the package declares what it calls.
+ALLOWED = ("mfa_*",)
+MAX_DECLARATIONS, MAX_NESTING = 32_768, 8
+SHOWN = 5
 
 
-def _check_pe(content: Content, site: Site) -> Iterator[Finding]:
-    machine = content.pe.machine if content.pe is not None else ""
-    tags = {each.tag for each in site.promises}
-    if tags and not site.any_platform and machine not in tags:
-        what = f"for {machine}, the tag says {', '.join(sorted(tags))}"
-        yield found("wrong-platform", content.name, what)
+def check_library(name: str, data: bytes, identity: Identity, declared: str) -> Iterator[Finding]:
+    """Check one library.
+
+    Args:
+        name: Its name in the wheel.
+        data: Its bytes.
+        identity: Whose platform tag it has to fit.
+        declared: The C declarations in the wheel.
+
+    """
+    tag = TAG.fullmatch(identity.platform or "")
+    if tag is None:
+        yield found("architecture", name, f"a library in a wheel for {identity.platform}")
+        return
+    version = (int(tag["major"]), int(tag["minor"]))
+    try:
+        if tag["system"] == "macosx":
+            (part,) = _architectures(data)
+            machine, exports = part.architecture, part.exports
+            findings = list(_mach(name, data, part, version))
+        else:
+            facts = elf.read(data)
+            machine, exports = facts.machine, facts.exports
+            findings = list(_elf(name, facts, version))
+    except Malformed as error:
+        yield found("library-malformed", name, str(error))
+        return
+    yield from findings
+    if machine != tag["machine"]:
+        yield found("architecture", name, f"it is for {machine}, the tag says {tag['machine']}")
+    yield from _abi(name, exports, declared_functions(declared))
+
+
+def _architectures(data: bytes) -> tuple[macho.Slice, ...]:
+    parts = macho.read(data)
+    if len(parts) != 1:
+        msg = f"it has {len(parts)} architectures instead of one"
+        raise Malformed(msg)
+    return parts
+
+
+def _elf(name: str, facts: elf.Elf, version: tuple[int, int]) -> Iterator[Finding]:
+    if not facts.library:
+        yield found("library-malformed", name, "it is no shared library")
+    if facts.soname != posixpath.basename(name):
+        yield found("install-name", name, f"its soname is {facts.soname}")
+    for path in facts.rpaths:
+        yield found("rpath", name, f"run path {path}")
+    for library in facts.needed:
+        if not systems.on_linux(library):
+            yield found("dependency", name, f"it depends on {library}")
+    for _, needed in sorted(facts.versions):
+        oldest = systems.glibc(needed)
+        if oldest is None or oldest > version:
+            admitted = ".".join(map(str, version))
+            yield found("minimum-os", name, f"it needs {needed}, the tag admits glibc {admitted}")
+    defects = {
+        "its stack is executable": facts.executable_stack,
+        "a segment is writable and executable": facts.writable_executable,
+        "the loader must write into code": facts.text_relocations,
+        "relocated data stays writable (no relro)": not facts.relro,
+        "functions are bound late": not facts.binds_now,
+    }
+    yield from (found("hardening", name, what) for what, true in defects.items() if true)
+    if facts.debug_sections:
+        yield found("debug-information", name, "there are .debug sections")
+
+
+def _mach(name: str, data: bytes, part: macho.Slice, version: tuple[int, int]) -> Iterator[Finding]:
+    file = posixpath.basename(name)
+    if part.file_type != macho.MH_DYLIB or part.platform != macho.MACOS or not part.minimum_os:
+        yield found("library-malformed", name, f"it is no library for macOS ({part.platform})")
+    elif part.minimum_os > version:
+        needs, admits = (".".join(map(str, each)) for each in (part.minimum_os, version))
+        yield found("minimum-os", name, f"it needs macOS {needs}, the tag admits {admits}")
+    if part.install_name != f"{OWN_FOLDER}/{file}":
+        yield found("install-name", name, f"its install name is {part.install_name}")
+    for path in part.rpaths:
+        if path not in {SWIFT_RUNTIME, OWN_FOLDER}:
+            yield found("rpath", name, f"run path {path}")
+    for dependency, _ in part.dependencies:
+        swift = dependency.startswith("@rpath/libswift") and SWIFT_RUNTIME in part.rpaths
+        if not swift and not systems.on_macos(dependency):
+            yield found("dependency", name, f"it depends on {dependency}")
+    yield from _mach_memory(name, part)
+    # Signing is deterministic, and depends on nothing but the file: a signature fits when signing
+    # again changes nothing.
+    try:
+        signed = part.signature is not None and adhoc.sign(data, identifier=file) == data
+    except RelocationError as error:
+        yield found("signature", name, str(error))
+        return
+    if not signed:
+        yield found("signature", name, "it is not the one that the file has to have")
+
+
+def _mach_memory(name: str, part: macho.Slice) -> Iterator[Finding]:
+    if part.flags & macho.MH_ALLOW_STACK_EXECUTION:
+        yield found("hardening", name, "its stack is executable")
+    both = macho.VM_WRITE | macho.VM_EXECUTE
+    if any(each.protection & both == both for each in part.segments):
+        yield found("hardening", name, "a segment is writable and executable")
+
+
+def _abi(name: str, exports: frozenset[str], declared: set[str]) -> Iterator[Finding]:
+    missing = sorted(each for each in declared - exports if not _matches(each, OPTIONAL))
+    if missing:
+        yield found("abi-missing", name, f"it does not export {_some(missing)}")
+    extra = sorted(each for each in exports - declared if not _matches(each, ALLOWED))
+    if extra:
+        yield found("abi-extra", name, f"it also exports {_some(extra)}")
+
+
+def declared_functions(text: str) -> set[str]:
+    """Return the names of the functions that C declarations declare."""
+    text = text[:MAX_DECLARATIONS]
+    for _ in range(MAX_NESTING):
+        text = NOT_CODE.sub(" ", text)
+    return {
+        match[1]
+        for statement in text.split(";")
+        if not statement.lstrip().startswith("typedef") and (match := FUNCTION.search(statement))
+    }
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

@@ -1,6 +1,6 @@
-"""Bounded readers of Mach-O, ELF and PE files.
+"""Read and relocate the native libraries of our wheels, without running or trusting them.
 
-Any bytes give facts or `Malformed`, in time and memory bounded by the size of the file: counts and
-sizes that a file states are never trusted, chains that loop are cut. The general libraries (LIEF,
-pyelftools, macholib) do not promise that, so here they are the judges in the tests instead.
+Any bytes give facts or `Malformed`, in time and memory bounded by the size of the file. ELF is
+read by pyelftools, on a stream that ends what loops. Mach-O has a reader of its own, because the
+relocation edits what it reads, on machines without Apple's tools.
 """

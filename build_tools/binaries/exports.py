@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from build_tools.binaries.reader import Malformed, readable
 
 if TYPE_CHECKING:
-    from build_tools.binaries.reader import Window
+    from build_tools.binaries.reader import BoundedReader
 
-LONGEST_NAME = 65_536
-MOST_NAME_BYTES = 64 * 1024 * 1024
+MAX_NAME = 65_536
+MAX_NAME_BYTES = 64 * 1024 * 1024
 
 
-def export_trie(trie: Window) -> set[str]:
+def export_trie(trie: BoundedReader) -> set[str]:
     """Return every name in the trie.
 
     A well-formed trie visits each node once, so a node that is met again is a loop or a lie.
@@ -30,7 +30,7 @@ def export_trie(trie: Window) -> set[str]:
         node, prefix = pending.pop()
         terminal, offset = _uleb(trie, node)
         total += len(prefix)
-        if len(prefix) > LONGEST_NAME or total > MOST_NAME_BYTES:
+        if len(prefix) > MAX_NAME or total > MAX_NAME_BYTES:
             msg = "the exports trie spells names that are too long"
             raise Malformed(msg)
         if terminal:
@@ -39,7 +39,7 @@ def export_trie(trie: Window) -> set[str]:
         (edges,) = trie.unpack("B", offset, "the exports trie")
         offset += 1
         for _ in range(edges):
-            label = trie.terminated(offset, "an edge of the exports trie", LONGEST_NAME)
+            label = trie.terminated(offset, "an edge of the exports trie", MAX_NAME)
             offset += len(label) + 1
             child, offset = _uleb(trie, offset)
             if child in seen:
@@ -50,10 +50,10 @@ def export_trie(trie: Window) -> set[str]:
     return names
 
 
-def _uleb(window: Window, offset: int) -> tuple[int, int]:
+def _uleb(reader: BoundedReader, offset: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 63, 7):
-        (byte,) = window.unpack("B", offset, "a number of the exports trie")
+        (byte,) = reader.unpack("B", offset, "a number of the exports trie")
         offset += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:

@@ -1,39 +1,32 @@
-"""Read Mach-O files: thin or universal, as facts.
+"""Read 64-bit Mach-O files, thin or universal, as facts.
 
-Layouts after Apple's <mach-o/loader.h>, <mach-o/fat.h> and <mach-o/nlist.h>.
+Layouts after Apple's <mach-o/loader.h> and <mach-o/fat.h>.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from build_tools.binaries.exports import LONGEST_NAME, MOST_NAME_BYTES, export_trie
-from build_tools.binaries.reader import LONGEST_STRING, Malformed, Window, readable, whole
+from build_tools.binaries.exports import export_trie
+from build_tools.binaries.reader import MAX_STRING, Malformed, readable, whole
 
 if TYPE_CHECKING:
-    from build_tools.binaries.reader import Bytes
+    from build_tools.binaries.reader import BoundedReader
 
-FAT_MAGIC, FAT_MAGIC_64 = 0xCAFEBABE, 0xCAFEBABF
-THIN: dict[bytes, tuple[Literal["<", ">"], bool]] = {
-    b"\xcf\xfa\xed\xfe": ("<", True),
-    b"\xce\xfa\xed\xfe": ("<", False),
-    b"\xfe\xed\xfa\xcf": (">", True),
-    b"\xfe\xed\xfa\xce": (">", False),
-}
-MOST_SLICES = 64
-MOST_COMMANDS = 65_536
-MOST_SYMBOLS = 1_000_000
+FAT, THIN = b"\xca\xfe\xba\xbe", b"\xcf\xfa\xed\xfe"
+HEADER = 32
+MAX_SLICES = 44  # Java class files share the magic; their next field is a version of at least 45
+MAX_COMMANDS = 65_536
 
 REQUIRED = 0x8000_0000
-LC_SEGMENT, LC_SYMTAB, LC_DYSYMTAB, LC_SEGMENT_64 = 0x1, 0x2, 0xB, 0x19
+LC_SEGMENT_64 = 0x19
 LC_LOAD_DYLIB, LC_ID_DYLIB = 0xC, 0xD
 LC_LOAD_WEAK_DYLIB, LC_REEXPORT_DYLIB = 0x18 | REQUIRED, 0x1F | REQUIRED
 LC_LAZY_LOAD_DYLIB, LC_LOAD_UPWARD_DYLIB = 0x20, 0x23 | REQUIRED
-LC_RPATH, LC_CODE_SIGNATURE, LC_UUID = 0x1C | REQUIRED, 0x1D, 0x1B
+LC_RPATH, LC_CODE_SIGNATURE = 0x1C | REQUIRED, 0x1D
 LC_DYLD_INFO, LC_DYLD_INFO_ONLY = 0x22, 0x22 | REQUIRED
 LC_DYLD_EXPORTS_TRIE = 0x33 | REQUIRED
-LC_VERSION_MIN = {0x24: 1, 0x25: 2, 0x2F: 3, 0x30: 4}  # command -> platform number
 LC_BUILD_VERSION = 0x32
 DEPENDENCIES = {
     LC_LOAD_DYLIB: "load",
@@ -42,31 +35,23 @@ DEPENDENCIES = {
     LC_LAZY_LOAD_DYLIB: "lazy",
     LC_LOAD_UPWARD_DYLIB: "upward",
 }
-PLATFORMS = {1: "macos", 2: "ios", 3: "tvos", 4: "watchos", 6: "maccatalyst", 7: "ios-simulator"}
-CPU_ARM64, CPU_X86_64, CPU_X86, CPU_PPC, CPU_PPC64 = 0x0100000C, 0x01000007, 7, 18, 0x01000012
-ARCHITECTURES = {
-    CPU_ARM64: "arm64",
-    CPU_X86_64: "x86_64",
-    CPU_X86: "i386",
-    CPU_PPC: "ppc",
-    CPU_PPC64: "ppc64",
-}
-MH_OBJECT, MH_EXECUTE, MH_DYLIB, MH_BUNDLE = 1, 2, 6, 8
+MACOS = "macos"
+PLATFORMS = {1: MACOS, 2: "ios", 6: "maccatalyst", 7: "ios-simulator"}
+CPU_ARM64, CPU_X86_64 = 0x0100000C, 0x01000007
+ARCHITECTURES = {CPU_ARM64: "arm64", CPU_X86_64: "x86_64"}
+MH_EXECUTE, MH_DYLIB = 2, 6
 MH_ALLOW_STACK_EXECUTION = 0x20000
 VM_WRITE, VM_EXECUTE = 2, 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """One LC_SEGMENT: addresses and sizes in bytes, protections as VM_* bits."""
+    """One LC_SEGMENT_64: offsets and sizes in bytes, protection as VM_* bits."""
 
     name: str
-    address: int
-    memory_size: int
     file_offset: int
     file_size: int
-    maximum_protection: int
-    initial_protection: int
+    protection: int
     lowest_section: int | None  # file offset of the first section with contents
 
 
@@ -83,12 +68,10 @@ class Command:
 class Slice:
     """What one architecture of a Mach-O file says."""
 
-    window: Window
-    is_64: bool
+    reader: BoundedReader
     architecture: str
     file_type: int
     flags: int
-    header_size: int
     commands: tuple[Command, ...]
     segments: tuple[Segment, ...]
     install_name: str | None
@@ -97,7 +80,7 @@ class Slice:
     platform: str | None
     minimum_os: tuple[int, int] | None
     signature: tuple[int, int] | None  # (offset, size)
-    exports: frozenset[str]
+    exports: frozenset[str]  # without their leading underscore
 
     def segment(self, name: str) -> Segment | None:
         """Return the segment called ``name``."""
@@ -105,88 +88,74 @@ class Slice:
 
 
 def is_macho(head: bytes) -> bool:
-    """Say whether ``head`` (8 bytes or more) starts a Mach-O file.
-
-    Java class files share the universal magic; their next field is a version of at least 45.
-    """
-    if head[:4] in THIN:
-        return True
-    count = int.from_bytes(head[4:8], "big")
-    return (
-        int.from_bytes(head[:4], "big") in {FAT_MAGIC, FAT_MAGIC_64}
-        and len(head) >= 8
-        and 0 < count < 45
+    """Say whether ``head`` (8 bytes or more) starts a Mach-O file that `read` knows."""
+    return head[:4] == THIN or (
+        head[:4] == FAT and 0 < int.from_bytes(head[4:8], "big") <= MAX_SLICES
     )
 
 
-def read(data: Bytes) -> tuple[Slice, ...]:
+def read(data: bytes) -> tuple[Slice, ...]:
     """Read every slice of a thin or universal file.
 
     Raises:
         Malformed: The bytes contradict themselves.
 
     """
-    return tuple(_read_slice(window) for window in slices(data))
+    return tuple(map(_read_slice, _slices(data)))
 
 
-def slices(data: Bytes) -> list[Window]:
-    """Return the window of each architecture; one for a thin file."""
+def _slices(data: bytes) -> list[BoundedReader]:
+    """Return the reader of each architecture; one for a thin file."""
     file = whole(data, ">")
-    (magic,) = file.unpack("I", 0, "the magic number")
-    if magic not in {FAT_MAGIC, FAT_MAGIC_64}:
+    if file.take(0, 4, "the magic number") != FAT:
         return [file]
     (count,) = file.unpack("I", 4, "the number of architectures")
-    if not 0 < count <= MOST_SLICES:
+    if not 0 < count <= MAX_SLICES:
         msg = f"the universal header states {count} architectures"
         raise Malformed(msg)
-    layout, entry = ("IIQQII", 32) if magic == FAT_MAGIC_64 else ("IIIII", 20)
-    windows = []
-    end = 8 + count * entry
+    end = 8 + count * 20
+    found = []
     for index in range(count):
-        fields = file.unpack(layout, 8 + index * entry, f"architecture {index}")
-        windows.append(file.sub(fields[2], fields[3], f"the slice of architecture {index}"))
-    for window in sorted(windows, key=lambda each: each.start):
-        if window.start < end:
-            msg = f"the slice at offset {window.start:#x} overlaps what comes before it"
+        fields = file.unpack("IIIII", 8 + index * 20, f"architecture {index}")
+        found.append(file.sub(fields[2], fields[3], f"the slice of architecture {index}"))
+    for each in sorted(found, key=lambda each: each.start):
+        if each.start < end:
+            msg = f"the slice at offset {each.start:#x} overlaps what comes before it"
             raise Malformed(msg)
-        end = window.start + window.size
-    return windows
+        end = each.start + each.size
+    return found
 
 
-def _read_slice(raw: Window) -> Slice:
-    try:
-        order, is_64 = THIN[raw.take(0, 4, "the magic number")]
-    except KeyError:
-        msg = f"no Mach-O magic number at offset {raw.start:#x}"
-        raise Malformed(msg) from None
-    window = raw.sub(0, raw.size, "the slice", order)
-    _, cpu, _, file_type, count, size, flags = window.unpack("7I", 0, "the header")
-    header = 32 if is_64 else 28
-    commands = _commands(window.sub(header, size, "the load commands"), header, count)
-    facts = _Facts(window=window, is_64=is_64)
-    for command in commands:
-        facts.add(command)
+def _read_slice(raw: BoundedReader) -> Slice:
+    if raw.take(0, 4, "the magic number") != THIN:
+        msg = f"no magic number of a 64-bit Mach-O file at offset {raw.start:#x}"
+        raise Malformed(msg)
+    reader = raw.sub(0, raw.size, "the slice", "<")
+    _, cpu, _, file_type, count, size, flags, _ = reader.unpack("8I", 0, "the header")
+    commands = _commands(reader.sub(HEADER, size, "the load commands"), count)
+    bodies = [(c.kind, reader.sub(c.offset, c.size, "a load command")) for c in commands]
+    platform, minimum_os = _minimum(bodies)
     return Slice(
-        window=window,
-        is_64=is_64,
+        reader=reader,
         architecture=ARCHITECTURES.get(cpu, f"cpu {cpu:#x}"),
         file_type=file_type,
         flags=flags,
-        header_size=header,
         commands=commands,
-        segments=tuple(facts.segments),
-        install_name=facts.install_name,
-        dependencies=tuple(facts.dependencies),
-        rpaths=tuple(facts.rpaths),
-        platform=facts.platform,
-        minimum_os=facts.minimum_os,
-        signature=facts.signature,
-        exports=facts.exports(),
+        segments=tuple(_segment(body) for kind, body in bodies if kind == LC_SEGMENT_64),
+        install_name=next((_string(body) for kind, body in bodies if kind == LC_ID_DYLIB), None),
+        dependencies=tuple(
+            (_string(body), DEPENDENCIES[kind]) for kind, body in bodies if kind in DEPENDENCIES
+        ),
+        rpaths=tuple(_string(body) for kind, body in bodies if kind == LC_RPATH),
+        platform=platform,
+        minimum_os=minimum_os,
+        signature=_place(bodies, {LC_CODE_SIGNATURE: 8}),
+        exports=_exports(reader, bodies),
     )
 
 
-def _commands(area: Window, header: int, count: int) -> tuple[Command, ...]:
-    if count > MOST_COMMANDS:
+def _commands(area: BoundedReader, count: int) -> tuple[Command, ...]:
+    if count > MAX_COMMANDS:
         msg = f"the header states {count} load commands"
         raise Malformed(msg)
     commands, offset = [], 0
@@ -196,130 +165,67 @@ def _commands(area: Window, header: int, count: int) -> tuple[Command, ...]:
             msg = f"load command {index} has the impossible size {size}"
             raise Malformed(msg)
         area.sub(offset, size, f"load command {index}")
-        commands.append(Command(kind=kind, offset=header + offset, size=size))
+        commands.append(Command(kind=kind, offset=HEADER + offset, size=size))
         offset += size
     return tuple(commands)
 
 
-class _Facts:
-    """Collects what the load commands of one slice say."""
-
-    def __init__(self, *, window: Window, is_64: bool) -> None:
-        self.window = window
-        self.is_64 = is_64
-        self.segments: list[Segment] = []
-        self.install_name: str | None = None
-        self.dependencies: list[tuple[str, str]] = []
-        self.rpaths: list[str] = []
-        self.platform: str | None = None
-        self.minimum_os: tuple[int, int] | None = None
-        self.signature: tuple[int, int] | None = None
-        self._trie: tuple[int, int] | None = None
-        self._symtab: tuple[int, int, int, int] | None = None
-
-    def add(self, command: Command) -> None:
-        """Take in one load command."""
-        kind = command.kind
-        body = self.window.sub(command.offset, command.size, "a load command")
-        if kind in DEPENDENCIES:
-            self.dependencies.append((_string(body), DEPENDENCIES[kind]))
-        elif kind == LC_ID_DYLIB:
-            self.install_name = _string(body)
-        elif kind == LC_RPATH:
-            self.rpaths.append(_string(body))
-        elif kind in {LC_SEGMENT, LC_SEGMENT_64}:
-            self.segments.append(_segment(body, is_64=kind == LC_SEGMENT_64))
-        elif kind == LC_BUILD_VERSION:
-            number, version = body.unpack("II", 8, "LC_BUILD_VERSION")
-            self._minimum(number, version)
-        elif kind in LC_VERSION_MIN:
-            self._minimum(LC_VERSION_MIN[kind], body.unpack("I", 8, "the minimum OS")[0])
-        elif kind == LC_CODE_SIGNATURE:
-            offset, size = body.unpack("II", 8, "LC_CODE_SIGNATURE")
-            self.signature = (offset, size)
-        else:
-            self._add_tables(kind, body)
-
-    def _add_tables(self, kind: int, body: Window) -> None:
-        if kind in {LC_DYLD_INFO, LC_DYLD_INFO_ONLY}:
-            offset, size = body.unpack("II", 40, "LC_DYLD_INFO")
-            self._trie = (offset, size)
-        elif kind == LC_DYLD_EXPORTS_TRIE:
-            offset, size = body.unpack("II", 8, "LC_DYLD_EXPORTS_TRIE")
-            self._trie = (offset, size)
-        elif kind == LC_SYMTAB:
-            symbols, count, strings, size = body.unpack("4I", 8, "LC_SYMTAB")
-            self._symtab = (symbols, count, strings, size)
-
-    def _minimum(self, number: int, version: int) -> None:
+def _minimum(
+    bodies: list[tuple[int, BoundedReader]],
+) -> tuple[str | None, tuple[int, int] | None]:
+    platform, minimum_os = None, None
+    for kind, body in bodies:
         # A zippered library names macOS and Mac Catalyst; macOS is what a wheel's tag is about.
-        if self.platform != "macos":
-            self.platform = PLATFORMS.get(number, f"platform {number}")
-            self.minimum_os = (version >> 16, version >> 8 & 0xFF)
-
-    def exports(self) -> frozenset[str]:
-        """Return exported names, each without its leading underscore."""
-        if self._trie is not None and self._trie[1] > 0:
-            names = export_trie(self.window.sub(*self._trie, "the exports trie"))
-        elif self._symtab is not None:
-            names = self._symtab_exports(*self._symtab)
-        else:
-            names = set()
-        return frozenset(name.removeprefix("_") for name in names)
-
-    def _symtab_exports(self, symbols: int, count: int, strings: int, size: int) -> set[str]:
-        if count > MOST_SYMBOLS:
-            msg = f"the symbol table states {count} symbols"
-            raise Malformed(msg)
-        entry = 16 if self.is_64 else 12
-        table = self.window.sub(symbols, count * entry, "the symbol table")
-        text = self.window.sub(strings, size, "the string table")
-        names: set[str] = set()
-        total = 0
-        for index in range(count):
-            name, kind = table.unpack("IB", index * entry, "a symbol")
-            # N_STAB and N_PEXT clear, N_EXT set, defined in a section
-            if kind & 0xF0 == 0 and kind & 0x01 and kind & 0x0E == 0x0E:
-                raw = text.terminated(name, "a symbol's name", LONGEST_NAME)
-                total += len(raw)
-                if total > MOST_NAME_BYTES:
-                    msg = "the symbol table spells more text than any library has"
-                    raise Malformed(msg)
-                names.add(readable(raw))
-        return names
+        if kind == LC_BUILD_VERSION and platform != MACOS:
+            number, version = body.unpack("II", 8, "LC_BUILD_VERSION")
+            platform = PLATFORMS.get(number, f"platform {number}")
+            minimum_os = (version >> 16, version >> 8 & 0xFF)
+    return platform, minimum_os
 
 
-def _string(body: Window) -> str:
+def _place(
+    bodies: list[tuple[int, BoundedReader]], wanted: dict[int, int]
+) -> tuple[int, int] | None:
+    """Return offset and size of the table that the last of some commands names."""
+    found = None
+    for kind, body in bodies:
+        if kind in wanted:
+            offset, size = body.unpack("II", wanted[kind], "the place of a table")
+            found = (offset, size)
+    return found
+
+
+def _exports(reader: BoundedReader, bodies: list[tuple[int, BoundedReader]]) -> frozenset[str]:
+    place = _place(bodies, {LC_DYLD_INFO: 40, LC_DYLD_INFO_ONLY: 40, LC_DYLD_EXPORTS_TRIE: 8})
+    if place is None or place[1] == 0:
+        return frozenset()
+    names = export_trie(reader.sub(*place, "the exports trie"))
+    return frozenset(name.removeprefix("_") for name in names)
+
+
+def _string(body: BoundedReader) -> str:
     (offset,) = body.unpack("I", 8, "a string's offset")
     if not 8 < offset < body.size:
         msg = f"a load command's string starts at {offset}, outside of its {body.size} bytes"
         raise Malformed(msg)
     # The string may fill the command to its last byte, without a NUL.
-    raw = body.take(offset, min(body.size - offset, LONGEST_STRING), "a load command's string")
+    raw = body.take(offset, min(body.size - offset, MAX_STRING), "a load command's string")
     return readable(raw.split(b"\0", 1)[0])
 
 
-def _segment(body: Window, *, is_64: bool) -> Segment:
+def _segment(body: BoundedReader) -> Segment:
     name = body.take(8, 16, "a segment's name").rstrip(b"\0").decode("ascii", "backslashreplace")
-    layout, start, section, offset_at, size_at = (
-        ("4QiiII", 72, 80, 48, 40) if is_64 else ("4IiiII", 56, 68, 40, 36)
-    )
-    address, memory, offset, size, highest, initial, count, _ = body.unpack(layout, 24, "a segment")
-    body.sub(start, count * section, f"the sections of segment {name}")
+    offset, size, _, protection, count, _ = body.unpack("2QiiII", 40, "a segment")
+    body.sub(72, count * 80, f"the sections of segment {name}")
     lowest = None
-    for index in range(count):
-        at = start + index * section
-        (position,) = body.unpack("I", at + offset_at, "a section")
-        (length,) = body.unpack("Q" if is_64 else "I", at + size_at, "a section")
+    for at in range(72, 72 + count * 80, 80):
+        length, position = body.unpack("QI", at + 40, "a section")
         if position and length:
             lowest = position if lowest is None else min(lowest, position)
     return Segment(
         name=name,
-        address=address,
-        memory_size=memory,
         file_offset=offset,
         file_size=size,
-        maximum_protection=highest,
-        initial_protection=initial,
+        protection=protection,
         lowest_section=lowest,
     )

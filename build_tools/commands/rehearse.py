@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools.release import project, recipients, rehearsal, tables, users
+from build_tools.release import project, recipients, rehearsal, users
 from build_tools.release.index import Index
 from build_tools.release.rehearsal import Report
 from build_tools.release.users import User
-from build_tools.support import paths
+from build_tools.support import paths, tables
 from build_tools.support.console import say
 from build_tools.support.errors import BuildToolsError
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from build_tools.release import project, readiness, tables
+from build_tools.release import project, readiness
 from build_tools.release.readiness import State
+from build_tools.support import tables
 from build_tools.support.console import stdout
 
 if TYPE_CHECKING:

@@ -16,10 +16,11 @@ from build_tools.binaries import elf as elf_reader
 from build_tools.binaries import macho as macho_reader
 from build_tools.binaries.relocate import elf, macho
 from build_tools.binaries.relocate.errors import RelocationError
-from build_tools.binaries.relocate.system_tools import confirm_signature
+from build_tools.support import files
 from build_tools.support.console import say, stdout
 from build_tools.support.errors import UsageError
 from build_tools.support.paths import ROOT
+from build_tools.support.text import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -33,7 +34,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--minimum-os", default="15.0", help="macOS of the wheel's tag")
     parser.add_argument("--arch", default="arm64", help="architecture to keep of universal files")
-    parser.add_argument("--route", choices=macho.ROUTES, help="how to edit Mach-O files")
     parser.add_argument("--debug", type=Path, help="folder for split-off debug information (ELF)")
 
 
@@ -53,13 +53,20 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(msg)
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".relocating-", dir=args.out) as folder:
-        work = Path(folder)
+        work, debug = Path(folder), Path(folder) / "debug"
         for library in args.libraries:
             others = frozenset(names) - {library.name}
             _one(library, work / library.name, others, (int(version[1]), int(version[2])), args)
-        for name in names:
-            (work / name).replace(args.out / name)
-            stdout.print(str(args.out / name), markup=False)
+        moves = {work / name: args.out / name for name in names}
+        if args.debug is not None and debug.is_dir():
+            moves |= {path: args.debug / path.name for path in sorted(debug.iterdir())}
+        try:
+            files.replace_all(moves)
+        except OSError as error:
+            msg = f"Nothing was replaced: {error}"
+            raise UsageError(msg) from error
+    for name in names:
+        stdout.print(printable(str(args.out / name)), markup=False)
     return 0
 
 
@@ -74,8 +81,9 @@ def _one(
     if elf_reader.is_elf(data[:4]):
         shutil.copyfile(source, target)
         log = ROOT / "build" / "relocate.log"
-        elf.relocate(target, log=log, companions=sorted(companions), debug=args.debug)
-        say(f"{source.name}: ELF, {elf.manylinux_tag(target)}")
+        debug = target.parent / "debug" if args.debug is not None else None
+        elf.relocate(target, log=log, companions=sorted(companions), debug=debug)
+        say(f"{printable(source.name)}: ELF, {elf.manylinux_tag(target)}")
     elif macho_reader.is_macho(data[:8]):
         result = macho.relocate(
             data,
@@ -83,12 +91,11 @@ def _one(
             companions=companions,
             minimum_os=minimum_os,
             architecture=args.arch,
-            route=args.route,
         )
         target.write_bytes(result)
         target.chmod(0o755)
-        confirm_signature(target)
-        say(f"{source.name}: Mach-O, {args.arch}, signed ad hoc")
+        macho.confirm_signature(target)
+        say(f"{printable(source.name)}: Mach-O, {args.arch}, signed ad hoc")
     else:
-        msg = f"{source} is neither an ELF nor a Mach-O file"
+        msg = f"{printable(str(source))} is neither an ELF nor a Mach-O file"
         raise RelocationError(msg)

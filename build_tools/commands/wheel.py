@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools.native import engine
 from build_tools.support.console import say, stdout, step
 from build_tools.support.errors import BuildToolsError
 from build_tools.support.paths import ROOT
@@ -35,8 +33,6 @@ def run(args: argparse.Namespace) -> int:
 
 def build(out: Path = DIST) -> Path:
     """Build one wheel into ``out``, replacing older ones of this project, and return its path."""
-    # First, with its own progress and messages; the front end then finds it in the cache.
-    engine.build()
     out.mkdir(parents=True, exist_ok=True)
     log = ROOT / "build" / "wheel.log"
     log.unlink(missing_ok=True)
@@ -52,9 +48,10 @@ def build(out: Path = DIST) -> Path:
         if len(wheels) != 1:
             msg = f"The build made {len(wheels)} wheels instead of one. Full log: {log}"
             raise BuildToolsError(msg)
-        for old in out.glob("qwen_mfa-*.whl"):
-            old.unlink()
         target = out / wheels[0].name
-        shutil.move(wheels[0], target)
+        wheels[0].replace(target)
+    for old in out.glob("qwen_mfa-*.whl"):
+        if old != target:
+            old.unlink()
     say(f"Wheel: {target} ({target.stat().st_size / 1024:.0f} KiB)")
     return target

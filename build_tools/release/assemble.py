@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from build_tools.release import changelog, files, gpu
 from build_tools.release.errors import ReleaseError
+from build_tools.support.files import sha256
 
 if TYPE_CHECKING:
     from build_tools.release.project import Project
@@ -68,7 +69,7 @@ def assemble(built: Path, out: Path, project: Project, *, reports: Path | None =
 
 def checksums(folder: Path) -> str:
     """Return lines as ``sha256sum --check`` reads them."""
-    return "".join(f"{files.sha256(p)}  {p.name}\n" for p in files.distributions(folder))
+    return "".join(f"{sha256(p)}  {p.name}\n" for p in files.distributions(folder))
 
 
 def _extract_sboms(wheel: Path, folder: Path) -> None:

@@ -1,35 +1,31 @@
 """The files of a release: which there must be, and whether they are of this commit.
 
 Nothing is taken on trust from file names or from the job that made a file: every file's contents
-are held against the working tree, and every wheel passes the strict audit.
+are held against the working tree, and every file passes the audit.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import tarfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from build_tools.audit.auditor import audit
-from build_tools.audit.findings import Severity, UnreadableWheelError
-from build_tools.audit.policy import strict
-from build_tools.wheel import fingerprint
+from build_tools.audit.findings import ForeignError
+from build_tools.support.files import sha256
+from build_tools.support.text import printable
+from build_tools.wheel import archives, fingerprint
+from build_tools.wheel.archives import UnreadableError
+from build_tools.wheel.manifest import MANIFEST, NATIVE, PACKAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from build_tools.release.project import Project
 
-PACKAGE = "qwen_mfa"
-MANIFEST = f"{PACKAGE}/_native/manifest.json"
-BUILT = (f"{PACKAGE}/_native/",)  # made by the build; its manifest says from what
 MADE_BY_SDIST = ("PKG-INFO", "setup.cfg")
-UNREADABLE = (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, KeyError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,44 +83,39 @@ def problems(folder: Path, project: Project) -> list[str]:
             told.append(f"{kind.name(project)}: {len(matching) or 'none'} of it instead of one")
     for path in found:
         if not any(kind.matches(path.name, project) for kind in KINDS):
-            told.append(f"{path.name}: not a file of release {project.version}")
-        told += [f"{path.name}: {problem}" for problem in of_file(path, project)]
+            told.append(f"{printable(path.name)}: not a file of release {project.version}")
+        told += [f"{printable(path.name)}: {problem}" for problem in of_file(path, project)]
     return told
 
 
 def of_file(path: Path, project: Project) -> Iterator[str]:
     """Yield what is wrong with one file, whatever it is called."""
+    if path.suffix != ".whl" and not path.name.endswith(".tar.gz"):
+        return
     try:
-        if path.suffix == ".whl":
-            yield from _wheel(path, project)
-        elif path.name.endswith(".tar.gz"):
-            yield from _sdist(path, project)
-    except UNREADABLE as error:
-        yield f"cannot be read: {error}"
+        check = _wheel if path.suffix == ".whl" else _sdist
+        yield from map(printable, check(path, project))
+        yield from (f"audit: {f.code}: {f.file}: {f.what}" for f in audit(path).findings)
+    except (UnreadableError, ForeignError, ValueError) as error:
+        yield f"it cannot be judged: {error}"
 
 
 def manifest(wheel: Path) -> dict[str, Any] | None:
     """Return the manifest of the library in ``wheel``, or None where it carries no library."""
-    with zipfile.ZipFile(wheel) as archive:
-        if MANIFEST not in archive.namelist():
-            return None
-        found: dict[str, Any] = json.loads(archive.read(MANIFEST))
-        return found
+    archive = archives.read(wheel)
+    if MANIFEST not in archive.entries:
+        return None
+    found: dict[str, Any] = json.loads(archive.text(MANIFEST))
+    return found
 
 
 def sboms(wheel: Path) -> dict[str, bytes]:
     """Return the SBOMs in ``wheel``: contents by file name."""
-    with zipfile.ZipFile(wheel) as archive:
-        return {
-            PurePosixPath(name).name: archive.read(name)
-            for name in archive.namelist()
-            if ".dist-info/sboms/" in name
-        }
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of the file at ``path``, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return {
+        PurePosixPath(name).name: entry.content
+        for name, entry in archives.read(wheel).entries.items()
+        if ".dist-info/sboms/" in name
+    }
 
 
 def _wheel(path: Path, project: Project) -> Iterator[str]:
@@ -136,24 +127,23 @@ def _wheel(path: Path, project: Project) -> Iterator[str]:
         yield f"its engine is {engine or 'none'}, it has to be {wanted or 'none'}"
     if told is not None:
         yield from _manifest(told, project)
-    with zipfile.ZipFile(path) as archive:
-        yield from _metadata(archive, project)
-        yield from _same_sources(archive, project.root / "mfa_wheel")
-    try:
-        report = audit(path, strict())
-    except UnreadableWheelError as error:
-        yield str(error)
-        return
-    for finding in report.findings:
-        if finding.severity is not Severity.NOTE:
-            yield f"audit: {finding.code}: {finding.file}: {finding.what}"
+    tree = project.root / "mfa_wheel"
+    held = {
+        name: entry.content
+        for name, entry in archives.read(path).entries.items()
+        if name.startswith(f"{PACKAGE}/") and not name.startswith(f"{NATIVE}/")
+    }
+    yield from _compare(held, tree)
+    for source in sorted((tree / PACKAGE).rglob("*.py")):
+        if source.relative_to(tree).as_posix() not in held:
+            yield f"lacks {source.relative_to(tree).as_posix()}"
 
 
 def _manifest(told: dict[str, Any], project: Project) -> Iterator[str]:
     version = told.get("package", {}).get("version")
     if version != project.version:
         yield f"its manifest is of version {version}, the project is {project.version}"
-    if told.get("recipe") != fingerprint.read(project.root):
+    if told.get("build_fingerprint") != fingerprint.read(project.root):
         yield "it was built by other build tools or from another pyproject.toml"
     for name, digest in told.get("sources", {}).items():
         source = project.root / name
@@ -161,38 +151,18 @@ def _manifest(told: dict[str, Any], project: Project) -> Iterator[str]:
             yield f"its library was built from another {name}"
 
 
-def _metadata(archive: zipfile.ZipFile, project: Project) -> Iterator[str]:
-    name = f"{project.file_stem}.dist-info/METADATA"
-    lines = archive.read(name).decode("utf-8").split("\n\n", 1)[0].splitlines()
-    if f"Version: {project.version}" not in lines:
-        yield f"its METADATA is not of version {project.version}"
-
-
-def _same_sources(archive: zipfile.ZipFile, tree: Path) -> Iterator[str]:
-    held = {
-        name: archive.read(name)
-        for name in archive.namelist()
-        if name.startswith(f"{PACKAGE}/") and not name.startswith(BUILT)
-    }
-    yield from _compare(held, tree)
-    for path in sorted((tree / PACKAGE).rglob("*.py")):
-        if path.relative_to(tree).as_posix() not in held:
-            yield f"lacks {path.relative_to(tree).as_posix()}"
-
-
 def _sdist(path: Path, project: Project) -> Iterator[str]:
-    held: dict[str, bytes] = {}
-    with tarfile.open(path, "r:gz") as archive:
-        for member in archive:
-            top, _, name = member.name.partition("/")
-            if top != project.file_stem:
-                yield f"{member.name} is outside {project.file_stem}/"
-            stream = archive.extractfile(member) if member.isreg() else None
-            if stream is not None and name not in MADE_BY_SDIST and ".egg-info/" not in name:
-                held[name] = stream.read()
-    yield from _compare(held, project.root)
-    if "pyproject.toml" not in held:
-        yield "lacks pyproject.toml"
+    names = {
+        name.partition("/")[2]: entry.content for name, entry in archives.read(path).entries.items()
+    }
+    yield from _compare(
+        {
+            name: content
+            for name, content in names.items()
+            if name not in MADE_BY_SDIST and ".egg-info/" not in name
+        },
+        project.root,
+    )
 
 
 def _compare(held: dict[str, bytes], tree: Path) -> Iterator[str]:

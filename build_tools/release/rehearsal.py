@@ -19,6 +19,7 @@ from build_tools.release import files, project, recipients, standin, users
 from build_tools.release.errors import ReleaseError
 from build_tools.support import process
 from build_tools.support.console import say, step
+from build_tools.support.files import sha256
 from build_tools.wheel import canonical
 
 if TYPE_CHECKING:
@@ -135,9 +136,9 @@ def check_publishing(report: Report, index: Index, built: Built, subject: Projec
         other = index.folder.parent / "other" / built.previous.name
         other.parent.mkdir(exist_ok=True)
         shutil.copyfile(built.yanked, other)
-        before = files.sha256(index.folder / other.name)
+        before = sha256(index.folder / other.name)
         publish(index, [other])
-        _require(files.sha256(index.folder / other.name) == before, "the file was replaced")
+        _require(sha256(index.folder / other.name) == before, "the file was replaced")
 
     def gate() -> str:
         told = "\n".join(files.problems(built.release[0].parent, subject))
@@ -237,7 +238,7 @@ def check_damage(report: Report, user: User, index: Index, wheel: Path) -> None:
 
     def by_checksum() -> None:
         requirement.write_text(
-            f"qwen-mfa=={_version(wheel)} --hash=sha256:{files.sha256(wheel)}\n", encoding="utf-8"
+            f"qwen-mfa=={_version(wheel)} --hash=sha256:{sha256(wheel)}\n", encoding="utf-8"
         )
         user.install("--no-deps", "--require-hashes", "-r", str(requirement))
         user.uninstall()

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import platform
 import shutil
 import sys
 import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 from build_tools.binaries.relocate import macho
 from build_tools.native import portable
 from build_tools.support import process
-from build_tools.wheel import canonical, fingerprint, sbom
+from build_tools.wheel import archives, canonical, fingerprint, manifest, sbom
+from build_tools.wheel.archives import Entry
 
 if TYPE_CHECKING:
     from build_tools.release.project import Project
 
 ENGINE = "stand-in"
 BUILD_TAG = "0standin"
-NATIVE = "qwen_mfa/_native"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +82,7 @@ def make(pure: Path, target: Target, out: Path, *, project: Project, log: Path) 
         made = Path(temporary) / name
         shutil.copyfile(pure, made)
         _embed(made, library.read_bytes(), told, target, project)
-        canonical.rewrite_wheel(made, sboms={sbom.NAME: sbom.render(told, folder=NATIVE)})
+        canonical.rewrite_wheel(made, sboms={sbom.NAME: sbom.render(told, folder=manifest.NATIVE)})
         made.replace(out / name)
     return out / name
 
@@ -106,7 +104,7 @@ def _compile(target: Target, folder: Path, *, log: Path) -> Path:
 def _manifest(target: Target, library: Path, project: Project) -> dict[str, Any]:
     content = library.read_bytes()
     return {
-        "schema": 1,
+        "schema": manifest.SCHEMA,
         "package": {"name": project.name, "version": project.version},
         "engine": ENGINE,
         "platform_tag": target.tag,
@@ -114,7 +112,8 @@ def _manifest(target: Target, library: Path, project: Project) -> dict[str, Any]
         "compiler": f"zig {importlib.metadata.version('ziglang')}",
         "flags": ["-target", target.zig],
         "sources": portable.source_hashes(),
-        "recipe": fingerprint.read(project.root),
+        "build_fingerprint": fingerprint.read(project.root),
+        "files": {library.name: hashlib.sha256(content).hexdigest()},
         "library": {
             "file": library.name,
             "sha256": hashlib.sha256(content).hexdigest(),
@@ -127,15 +126,12 @@ def _embed(
     wheel: Path, library: bytes, told: dict[str, Any], target: Target, project: Project
 ) -> None:
     """Add the library and its manifest, and make it a platform wheel; RECORD is made later."""
-    with zipfile.ZipFile(wheel) as source:
-        contents = {name: source.read(name) for name in source.namelist()}
+    entries = archives.read(wheel).entries
     about = f"{project.file_stem}.dist-info/WHEEL"
-    text = contents[about].decode("utf-8")
+    text = entries[about].content.decode("utf-8")
     text = text.replace("Root-Is-Purelib: true", "Root-Is-Purelib: false")
     text = text.replace("Tag: py3-none-any", f"Build: {BUILD_TAG}\nTag: py3-none-{target.tag}")
-    contents[about] = text.encode("utf-8")
-    contents[f"{NATIVE}/{target.library}"] = library
-    contents[f"{NATIVE}/manifest.json"] = (json.dumps(told, indent=2) + "\n").encode("utf-8")
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for name, content in contents.items():
-            archive.writestr(name, content)
+    entries[about] = Entry(content=text.encode())
+    entries[f"{manifest.NATIVE}/{target.library}"] = Entry(content=library, executable=True)
+    entries[manifest.MANIFEST] = Entry(content=manifest.render(told).encode())
+    wheel.write_bytes(canonical.pack_wheel(entries, canonical.ZIP_EPOCH))

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
-from build_tools.audit.archive import ZIP_ERRORS
 from build_tools.binaries import elf, macho
 from build_tools.binaries.reader import Malformed
 from build_tools.support.errors import BuildToolsError
+from build_tools.support.text import printable
+from build_tools.wheel.archives import ARCHIVE_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MOST_LINES = 20
-LARGEST_TEXT = 1024 * 1024
+MAX_LINES = 20
+MAX_TEXT = 1024 * 1024
 
 
 class CompareError(BuildToolsError):
@@ -40,12 +41,12 @@ def differences(first: Path, second: Path) -> list[str]:
             return []
         with zipfile.ZipFile(first) as one, zipfile.ZipFile(second) as other:
             found = list(_wheels(one, other))
-    except ZIP_ERRORS as error:
+    except ARCHIVE_ERRORS as error:
         msg = f"{first.name} and {second.name} cannot be compared: {error}"
         raise CompareError(msg) from error
     if first.name != second.name:
         found.insert(0, f"file name: {first.name} | {second.name}")
-    return found or ["the files are the same, but the zip streams differ (another zlib, perhaps)"]
+    return [*map(printable, found)] or ["the files are the same, the zip streams differ"]
 
 
 def _wheels(one: zipfile.ZipFile, other: zipfile.ZipFile) -> Iterator[str]:
@@ -112,12 +113,12 @@ def _texts(name: str, first: bytes, second: bytes) -> Iterator[str]:
         one, other = (side.decode("utf-8").splitlines() for side in (first, second))
     except UnicodeError:
         one, other = [], []
-    if not one or not other or max(len(first), len(second)) > LARGEST_TEXT:
+    if not one or not other or max(len(first), len(second)) > MAX_TEXT:
         yield f"{name}: {_bytes(first, second)}"
         return
     lines = difflib.unified_diff(one, other, n=0, lineterm="")
     for number, line in enumerate(line for line in lines if not line.startswith(("---", "+++"))):
-        if number == MOST_LINES:
+        if number == MAX_LINES:
             yield f"{name}: and more"
             return
         yield f"{name}: {line}"
@@ -179,8 +180,8 @@ def _segments(place: str, here: macho.Slice, there: macho.Slice) -> Iterator[str
         other = there.segment(one.name)
         if other is None:
             continue
-        first = here.window.take(one.file_offset, one.file_size, "a segment")
-        second = there.window.take(other.file_offset, other.file_size, "a segment")
+        first = here.reader.take(one.file_offset, one.file_size, "a segment")
+        second = there.reader.take(other.file_offset, other.file_size, "a segment")
         if first != second:
             yield f"{place}: segment {one.name}: {_bytes(first, second)}"
             yield from _strings(f"{place}: segment {one.name}", first, second)
@@ -195,5 +196,5 @@ def _strings(place: str, first: bytes, second: bytes) -> Iterator[str]:
 
 
 def _printable(data: bytes) -> set[str]:
-    words = "".join(chr(byte) if 32 <= byte < 127 else "\n" for byte in data[: 4 * LARGEST_TEXT])
+    words = "".join(chr(byte) if 32 <= byte < 127 else "\n" for byte in data[: 4 * MAX_TEXT])
     return {word for word in words.split("\n") if len(word) >= 8}

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import subprocess
-import zipfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from build_tools.audit.archive import ZIP_ERRORS
-from build_tools.audit.auditor import audit
 from build_tools.reproduce.build import ReproduceError
 from build_tools.support.paths import ROOT
 from build_tools.support.process import capture
-from build_tools.wheel import fingerprint
+from build_tools.support.text import printable
+from build_tools.wheel import archives, canonical, fingerprint, manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-PACKAGE = "qwen_mfa"
-MANIFEST = f"{PACKAGE}/_native/manifest.json"
 SOURCE_FOLDER = "mfa_wheel"
 TOOLCHAINS = {"swift build -c release": "swift", "cc": "cc"}
-LARGEST = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,52 +34,53 @@ class Claim:
     toolchain: str
     compiler: str
     engine: str
-    recipe: str = ""
+    fingerprint: str = ""
 
 
 def read_claim(wheel: Path) -> Claim:
-    """Read a wheel's manifest and RECORD; nothing of it is executed.
+    """Read a wheel's manifest and its modules; nothing of it is executed.
 
     Raises:
-        UnreadableWheelError: It is no zip file.
+        UnreadableError: It is no wheel that may be read.
         ReproduceError: It is no wheel of this project, or contradicts itself.
 
     """
-    broken = [each for each in audit(wheel).findings if each.code.startswith(("zip-", "record-"))]
-    if broken:
-        msg = f"{wheel.name}: {broken[0].file}: {broken[0].what}. Get the wheel again."
+    archive = archives.read(wheel)
+    name, entries = printable(wheel.name), archive.entries
+    modules = {
+        f"{SOURCE_FOLDER}/{file}": hashlib.sha256(entry.content).hexdigest()
+        for file, entry in entries.items()
+        if file.startswith(f"{manifest.PACKAGE}/") and not file.startswith(manifest.NATIVE)
+    }
+    if not modules:
+        msg = f"{name} does not hold {manifest.PACKAGE}; only wheels of this project can be rebuilt"
         raise ReproduceError(msg)
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            names = archive.namelist()
-            record = next(name for name in names if name.endswith(".dist-info/RECORD"))
-            rows = list(csv.reader(io.StringIO(archive.read(record).decode("utf-8"))))
-            manifest: dict[str, Any] = (
-                json.loads(archive.read(MANIFEST)) if MANIFEST in names else {}
-            )
-            modules = {
-                f"{SOURCE_FOLDER}/{name}": hashlib.sha256(archive.read(name)).hexdigest()
-                for name, *_ in rows
-                if name.startswith(f"{PACKAGE}/") and "/_native/" not in name
-            }
-        native = {
-            str(name): str(digest)
-            for field in ("sources", "overlay")
-            for name, digest in manifest.get(field, {}).items()
-        }
-        toolchain = TOOLCHAINS[manifest["built_by"]] if manifest else "none"
-    except (*ZIP_ERRORS, StopIteration, KeyError, AttributeError, TypeError) as error:
-        msg = f"{wheel.name} has no manifest of this project that can be read: {error!r}"
+        record = entries[canonical.record_name(entries)].content
+    except canonical.CanonicalError as error:
+        msg = f"{name}: {error}. Get the wheel again."
         raise ReproduceError(msg) from error
-    if not modules:
-        msg = f"{wheel.name} does not hold {PACKAGE}; only wheels of this project can be rebuilt"
+    if record != canonical.record(entries):
+        msg = f"{name}: its RECORD does not agree with its files. Get the wheel again."
         raise ReproduceError(msg)
+    try:
+        told = json.loads(archive.text(manifest.MANIFEST) or "{}")
+        native = {
+            str(file): str(digest)
+            for field in ("sources", "overlay")
+            for file, digest in told.get(field, {}).items()
+        }
+        embeds = manifest.MANIFEST in entries
+        toolchain = TOOLCHAINS[told["built_by"]] if embeds else "none"
+    except (ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
+        msg = f"{name} has no manifest of this project that can be read: {printable(repr(error))}"
+        raise ReproduceError(msg) from error
     return Claim(
         sources={**modules, **native},
         toolchain=toolchain,
-        compiler=str(manifest.get("compiler", "")),
-        engine=str(manifest.get("engine", "none")),
-        recipe=str(manifest.get("recipe", "")),
+        compiler=str(told.get("compiler", "")),
+        engine=str(told.get("engine", "none")),
+        fingerprint=str(told.get("build_fingerprint", "")),
     )
 
 
@@ -97,16 +91,16 @@ def find_commit(claim: Claim) -> str:
         ReproduceError: There is none; the message names what the nearest one lacks.
 
     """
-    known: dict[str, str] = {}
+    known: dict[str, bytes] = {}
     nearest: tuple[int, str, list[str]] | None = None
     for commit in capture(["git", "rev-list", "--all", "--date-order"], cwd=ROOT).splitlines():
         blobs = dict(_blobs(commit))
         other = [
             path
             for path, digest in claim.sources.items()
-            if path not in blobs or _sha256(blobs[path], known) != digest
+            if path not in blobs or _sha256(_blob(blobs[path], known)) != digest
         ]
-        if claim.recipe and _recipe(blobs, known) != claim.recipe:
+        if claim.fingerprint and _fingerprint(blobs, known) != claim.fingerprint:
             other.append("build_tools/ and its pins")
         if not other:
             return commit
@@ -123,9 +117,9 @@ def find_commit(claim: Claim) -> str:
     raise ReproduceError(msg)
 
 
-def _recipe(blobs: Mapping[str, str], known: dict[str, str]) -> str:
+def _fingerprint(blobs: Mapping[str, str], known: dict[str, bytes]) -> str:
     return fingerprint.digest(
-        {path: _sha256(blob, known) for path, blob in blobs.items() if fingerprint.belongs(path)}
+        {path: _blob(blob, known) for path, blob in blobs.items() if fingerprint.belongs(path)}
     )
 
 
@@ -135,10 +129,13 @@ def _blobs(commit: str) -> Iterator[tuple[str, str]]:
         yield path, kind.split()[2]
 
 
-def _sha256(blob: str, known: dict[str, str]) -> str:
+def _blob(blob: str, known: dict[str, bytes]) -> bytes:
     if blob not in known:
-        done = subprocess.run(
-            ["git", "cat-file", "blob", blob], cwd=ROOT, capture_output=True, check=True
-        )
-        known[blob] = hashlib.sha256(done.stdout).hexdigest()
+        command = ["git", "cat-file", "blob", blob]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+        known[blob] = done.stdout
     return known[blob]
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,37 +1,38 @@
-"""Rewrite wheels and source distributions so that their bytes depend on contents alone.
+"""Write wheels and source distributions whose bytes depend on their contents alone.
 
 Entries sorted, one time for all (SOURCE_DATE_EPOCH, else 1980, the first that a zip file can say),
-modes 0644 or 0755, one compression, no owners, no extra fields, no folders.
+modes 0644 or 0755, no owners, no extra fields, no folders. Nothing is compressed: what deflate
+makes of a file depends on the zlib that Python was built with, and a wheel that is rebuilt
+elsewhere could not be compared byte by byte.
 """
 
 from __future__ import annotations
 
 import base64
 import csv
-import gzip
 import hashlib
 import io
 import os
+import struct
 import tarfile
-import tempfile
 import time
 import zipfile
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+import zlib
 from typing import TYPE_CHECKING
 
-from build_tools.audit.archive import ZIP_ERRORS, is_folder
-from build_tools.audit.contents import is_native
-from build_tools.audit.names import canonical_key
+from build_tools.support import files
 from build_tools.support.errors import BuildToolsError
+from build_tools.support.text import printable
+from build_tools.wheel.archives import Entry, UnreadableError, read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+    from pathlib import Path
 
 ZIP_EPOCH = 315_532_800  # 1980-01-01T00:00:00Z
-LAST_ZIP_TIME = 4_354_819_198  # 2107-12-31T23:59:58Z
-LEVEL = 9
+MAX_ZIP_TIME = 4_354_819_198  # 2107-12-31T23:59:58Z
 REGULAR, EXECUTABLE = 0o100644, 0o100755
+MAX_STORED = 65_535  # bytes of one stored block of deflate
 
 
 class CanonicalError(BuildToolsError):
@@ -46,114 +47,115 @@ def source_date_epoch() -> int:
 
     """
     text = os.environ.get("SOURCE_DATE_EPOCH", str(ZIP_EPOCH))
-    if not text.isascii() or not text.isdecimal() or not 0 <= int(text[:20]) <= LAST_ZIP_TIME:
+    if not text.isascii() or not text.isdecimal() or not 0 <= int(text[:20]) <= MAX_ZIP_TIME:
         msg = f"SOURCE_DATE_EPOCH={text!r} is no number of seconds since 1970 before 2108; unset it"
         raise CanonicalError(msg)
     return max(int(text), ZIP_EPOCH)
+
+
+def canonical_key(name: str) -> tuple[bool, bool, str]:
+    """Sort key of entries: the package first, then .dist-info, RECORD last, as PEP 427 advises."""
+    metadata = name.split("/", 1)[0].endswith(".dist-info")
+    return metadata, metadata and name.endswith("/RECORD"), name
+
+
+def record_name(entries: Mapping[str, Entry]) -> str:
+    """Return the name of a wheel's RECORD; raise `CanonicalError` unless there is exactly one."""
+    found = [name for name in entries if name.endswith(".dist-info/RECORD")]
+    if len(found) != 1:
+        msg = f"a wheel has one RECORD, this one has {len(found)}"
+        raise CanonicalError(msg)
+    return found[0]
+
+
+def record(entries: Mapping[str, Entry]) -> bytes:
+    """Return RECORD of a wheel with these entries."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    own = record_name(entries)
+    for name in sorted(entries, key=canonical_key):
+        if name == own:
+            writer.writerow([name, "", ""])
+            continue
+        content = entries[name].content
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest())
+        writer.writerow([name, f"sha256={digest.rstrip(b'=').decode()}", len(content)])
+    return text.getvalue().encode()
+
+
+def pack_wheel(entries: Mapping[str, Entry], moment: int) -> bytes:
+    """Return the canonical zip file of ``entries``, each dated ``moment``."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name in sorted(entries, key=canonical_key):
+            info = zipfile.ZipInfo(name, time.gmtime(moment)[:6])
+            info.create_system = 3
+            info.external_attr = (EXECUTABLE if entries[name].executable else REGULAR) << 16
+            archive.writestr(info, entries[name].content)
+    return target.getvalue()
+
+
+def pack_sdist(entries: Mapping[str, Entry], moment: int) -> bytes:
+    """Return the canonical ``.tar.gz`` of ``entries``, each dated ``moment``."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in sorted(entries):
+            info = tarfile.TarInfo(name)
+            info.size = len(entries[name].content)
+            info.mtime = moment
+            info.mode = (EXECUTABLE if entries[name].executable else REGULAR) & 0o777
+            archive.addfile(info, io.BytesIO(entries[name].content))
+    return _gzip(target.getvalue(), moment)
+
+
+def _gzip(data: bytes, moment: int) -> bytes:
+    """Wrap ``data`` in gzip's format (RFC 1952) by stored blocks."""
+    pieces = [b"\x1f\x8b\x08\0", struct.pack("<I", moment), b"\0\xff"]
+    for start in range(0, max(len(data), 1), MAX_STORED):
+        block = data[start : start + MAX_STORED]
+        last = start + MAX_STORED >= len(data)
+        pieces += [struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF), block]
+    pieces.append(struct.pack("<II", zlib.crc32(data), len(data) & 0xFFFF_FFFF))
+    return b"".join(pieces)
 
 
 def rewrite_wheel(path: Path, *, sboms: Mapping[str, str] | None = None) -> None:
     """Rewrite the wheel at ``path``: RECORD made anew, everything in canonical form.
 
     Args:
-        path: The wheel.
+        path: The wheel; it is replaced as a whole, or not at all.
         sboms: Documents to add under ``.dist-info/sboms/``, by file name.
 
     Raises:
-        CanonicalError: It is no wheel of ours, or an entry is unsafe or twice there.
+        CanonicalError: It is no wheel, or holds what no wheel may hold.
 
     """
+    entries = _entries(path)
     try:
-        with zipfile.ZipFile(path) as source:
-            names = [info.filename for info in source.infolist() if not is_folder(info)]
-            if len(set(names)) != len(names):
-                msg = f"{path.name} has two entries of one name"
-                raise CanonicalError(msg)
-            record = [name for name in names if name.endswith(".dist-info/RECORD")]
-            if len(record) != 1:
-                msg = f"{path.name} has {len(record)} RECORD files"
-                raise CanonicalError(msg)
-            contents = {name: source.read(name) for name in names}
-    except ZIP_ERRORS as error:
-        msg = f"{path} is not a wheel that can be rewritten: {error}"
+        name = record_name(entries)
+    except CanonicalError as error:
+        msg = f"{printable(path.name)}: {error}"
         raise CanonicalError(msg) from error
-    folder = record[0].removesuffix("/RECORD")
-    contents |= {f"{folder}/sboms/{name}": text.encode() for name, text in (sboms or {}).items()}
-    contents[record[0]] = _record(contents, record[0])
-    moment = time.gmtime(source_date_epoch())[:6]
-    with _replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as target:
-        for name in sorted(contents, key=canonical_key):
-            info = zipfile.ZipInfo(name, moment)
-            info.create_system = 3
-            info.compress_type = zipfile.ZIP_DEFLATED
-            info.external_attr = _mode(name, contents[name]) << 16
-            target.writestr(info, contents[name], compresslevel=LEVEL)
-
-
-def _mode(name: str, content: bytes) -> int:
-    runnable = is_native(content[:64]) or ".data/scripts/" in name
-    return EXECUTABLE if runnable else REGULAR
-
-
-def _record(contents: dict[str, bytes], record: str) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    for name in sorted(contents, key=canonical_key):
-        if name == record:
-            writer.writerow([name, "", ""])
-            continue
-        digest = base64.urlsafe_b64encode(hashlib.sha256(contents[name]).digest())
-        writer.writerow([name, f"sha256={digest.rstrip(b'=').decode()}", len(contents[name])])
-    return text.getvalue().encode()
+    folder = name.removesuffix("/RECORD")
+    for file, text in (sboms or {}).items():
+        entries[f"{folder}/sboms/{file}"] = Entry(content=text.encode())
+    entries[name] = Entry(content=record(entries))
+    files.write_bytes(path, pack_wheel(entries, source_date_epoch()))
 
 
 def rewrite_sdist(path: Path) -> None:
-    """Rewrite the ``.tar.gz`` at ``path`` in canonical form.
+    """Rewrite the ``.tar.gz`` at ``path`` in canonical form; whole, or not at all.
 
     Raises:
         CanonicalError: It is no such archive, or holds links or unsafe names.
 
     """
+    files.write_bytes(path, pack_sdist(_entries(path), source_date_epoch()))
+
+
+def _entries(path: Path) -> dict[str, Entry]:
     try:
-        with tarfile.open(path, "r:gz") as source:
-            members = sorted((each for each in source if not each.isdir()), key=lambda m: m.name)
-            contents = [(each, _member(source, each, path.name)) for each in members]
-    except (tarfile.TarError, OSError, EOFError) as error:
-        msg = f"{path} is not a source distribution that can be rewritten: {error}"
+        return read(path).entries
+    except UnreadableError as error:
+        msg = f"It cannot be rewritten: {error}"
         raise CanonicalError(msg) from error
-    moment = source_date_epoch()
-    with (
-        _replacing(path) as temporary,
-        temporary.open("wb") as raw,
-        gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=LEVEL, mtime=moment) as z,
-        tarfile.open(fileobj=z, mode="w", format=tarfile.PAX_FORMAT) as target,
-    ):
-        for member, content in contents:
-            info = tarfile.TarInfo(member.name)
-            info.size = len(content)
-            info.mtime = moment
-            info.mode = 0o755 if member.mode & 0o100 else 0o644
-            target.addfile(info, io.BytesIO(content))
-
-
-def _member(source: tarfile.TarFile, member: tarfile.TarInfo, archive: str) -> bytes:
-    parts = PurePosixPath(member.name).parts
-    stream = source.extractfile(member) if member.isreg() else None
-    if stream is None or member.name.startswith("/") or ".." in parts:
-        msg = f"{archive}: {member.name} is a link, a special file, or climbs out"
-        raise CanonicalError(msg)
-    return stream.read()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place when the body succeeds."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -24,9 +24,10 @@ from cyclonedx.model.component import Component, ComponentScope, ComponentType
 from cyclonedx.model.license import DisjunctiveLicense
 from cyclonedx.model.tool import ToolRepository
 from cyclonedx.output.json import JsonV1Dot6
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
-from build_tools.audit.sboms import schema_problem
 from build_tools.support.errors import BuildToolsError
 from build_tools.wheel.canonical import source_date_epoch
 
@@ -62,13 +63,22 @@ def render(manifest: Mapping[str, Any], *, folder: str) -> str:
         raise SbomError(msg) from error
     text = JsonV1Dot6(bom).output_as_string(indent=2) + "\n"
     # The library writes sets in the order of their hashes; sorted keys and lists are stable.
-    document = json.loads(text)
-    text = json.dumps(_ordered(document), indent=2, ensure_ascii=False) + "\n"
-    problem = schema_problem(text.encode(), document)
+    text = json.dumps(_ordered(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
+    problem = schema_problem(text)
     if problem:
         msg = f"the SBOM breaks its schema: {problem}"
         raise SbomError(msg)
     return text
+
+
+def schema_problem(text: str) -> str:
+    """Return how a CycloneDX document breaks the schema of its version, "" when it does not."""
+    try:
+        version = SchemaVersion.from_version(str(json.loads(text)["specVersion"]))
+        error = JsonStrictValidator(version).validate_str(text)
+    except (ValueError, LookupError, TypeError, RecursionError, NotImplementedError) as failure:
+        return f"it cannot be validated: {failure!r}"
+    return "" if error is None else str(error.data)
 
 
 def _bom(manifest: Mapping[str, Any], folder: str) -> Bom:

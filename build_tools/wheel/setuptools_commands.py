@@ -1,4 +1,4 @@
-"""The wheel: setuptools' own commands, with the native library embedded on the way.
+"""setuptools' own commands, with the native library embedded on the way.
 
 One wheel a platform serves every Python (``py3-none-<platform>``): the library is bound by cffi in
 ABI mode, so nothing in it depends on the interpreter.
@@ -6,70 +6,42 @@ ABI mode, so nothing in it depends on the interpreter.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
-from functools import cache
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from setuptools import Distribution
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
 from setuptools.command.sdist import sdist
 
-from build_tools.audit.gate import require
-from build_tools.binaries.relocate import elf, macho
-from build_tools.native import engine, portable
-from build_tools.support import paths
+from build_tools.native import engine
 from build_tools.support.errors import UsageError
-from build_tools.wheel import canonical, fingerprint, sbom
+from build_tools.wheel import canonical, manifest, sbom
 
 if TYPE_CHECKING:
-    from setuptools import Command
+    from collections.abc import Callable
 
     from build_tools.native.engine import Native
 
-PACKAGE = "qwen_mfa"
-NATIVE = "_native"
-MANIFEST_SCHEMA = 1
 
+class NativeDistribution(Distribution):
+    """The project, with the library that its wheel embeds: built once, when it is first needed."""
 
-@cache
-def native() -> Native | None:
-    """Build the library once a process; ``None`` means the MLX-only wheel."""
-    return engine.build()
+    @cached_property
+    def native(self) -> Native | None:
+        """The library; ``None`` for the MLX-only wheel."""
+        return engine.build()
 
+    def has_ext_modules(self) -> bool:
+        """Say whether a wheel is made that is for one platform.
 
-def platform_tag(built: Native | None) -> str:
-    """Return the wheel's platform tag, read off the library itself."""
-    if built is None:
-        return "any"
-    if portable.SYSTEM == "linux":
-        return elf.manylinux_tag(built.library)
-    return macho.platform_tag(built.library)
-
-
-def manifest(built: Native, *, version: str) -> dict[str, Any]:
-    """Return what the wheel says about its library."""
-    return {
-        "schema": MANIFEST_SCHEMA,
-        "package": {"name": "qwen-mfa", "version": version},
-        "platform_tag": platform_tag(built),
-        "recipe": fingerprint.read(paths.ROOT),
-        **built.facts,
-    }
-
-
-def embed(built: Native, folder: Path, *, version: str) -> None:
-    """Write the library, what belongs to it, and the manifest into ``folder``."""
-    for name, file in built.files.items():
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
-        target.chmod(0o755 if file == built.library else 0o644)
-    text = json.dumps(manifest(built, version=version), indent=2)
-    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+        Only then: a source distribution would look for the sources of extension modules.
+        """
+        return "bdist_wheel" in self.command_obj and self.native is not None
 
 
 class BuildPy(build_py):
@@ -77,14 +49,14 @@ class BuildPy(build_py):
 
     def run(self) -> None:
         """Start from an empty folder, so that no file of an earlier build slips in."""
-        target = Path(self.build_lib) / PACKAGE
+        target = Path(self.build_lib) / manifest.PACKAGE
         if target.exists():
             shutil.rmtree(target)
         super().run()
-        built = native()
-        if built is None:
-            return
-        embed(built, target / NATIVE, version=self.distribution.get_version())
+        built = _native(self)
+        if built is not None:
+            folder = Path(self.build_lib) / manifest.NATIVE
+            manifest.embed(built, folder, version=self.distribution.get_version())
 
 
 class BdistWheel(bdist_wheel):
@@ -92,10 +64,8 @@ class BdistWheel(bdist_wheel):
 
     def finalize_options(self) -> None:
         """Mark the wheel as a platform wheel unless it carries no library."""
-        # What decides where setuptools puts the modules; it would look for extension modules.
-        setattr(self.distribution, "has_ext_modules", lambda: native() is not None)  # noqa: B010
         super().finalize_options()
-        self.root_is_pure = native() is None
+        self.root_is_pure = _native(self) is None
 
     def run(self) -> None:
         """Build the wheel out of sight; it appears when it is canonical and passes the audit."""
@@ -109,21 +79,24 @@ class BdistWheel(bdist_wheel):
                 self.dist_dir = str(final)
             (made,) = Path(folder).glob("*.whl")
             canonical.rewrite_wheel(made, sboms=self._sboms())
-            require(made)
+            self.check(made)
             made.replace(final / made.name)
-        files = self.distribution.dist_files
-        files[:] = [(*each[:2], each[2].replace(folder, str(final))) for each in files]
+        made_files = self.distribution.dist_files
+        made_files[:] = [(*each[:2], each[2].replace(folder, str(final))) for each in made_files]
+
+    def check(self, made: Path) -> None:
+        """Refuse a wheel; `commands` sets what does."""
 
     def _sboms(self) -> dict[str, str]:
-        built = native()
+        built = _native(self)
         if built is None:
             return {}
-        told = manifest(built, version=self.distribution.get_version())
-        return {sbom.NAME: sbom.render(told, folder=f"{PACKAGE}/{NATIVE}")}
+        facts = manifest.describe(built, version=self.distribution.get_version())
+        return {sbom.NAME: sbom.render(facts, folder=manifest.NATIVE)}
 
     def get_tag(self) -> tuple[str, str, str]:
         """Return the tag: any Python 3, no ABI, the library's platform."""
-        return "py3", "none", platform_tag(native())
+        return "py3", "none", manifest.platform_tag(_native(self))
 
 
 class EditableWheel(editable_wheel):
@@ -150,11 +123,29 @@ class Sdist(sdist):
                 canonical.rewrite_sdist(Path(archive))
 
 
-def commands() -> dict[str, type[Command]]:
-    """Return the commands that ``setup.py`` hands to setuptools."""
+def _native(command: BuildPy | BdistWheel) -> Native | None:
+    return cast("NativeDistribution", command.distribution).native
+
+
+def options(check: Callable[[Path], None]) -> dict[str, Any]:
+    """Return what ``setup.py`` hands to setuptools.
+
+    Args:
+        check: Raises for a wheel that must not appear in ``dist/``. It is handed in, because the
+            audit lies above this package and reads what is made here.
+
+    """
+
+    class Checked(BdistWheel):
+        def check(self, made: Path) -> None:
+            check(made)
+
     return {
-        "build_py": BuildPy,
-        "bdist_wheel": BdistWheel,
-        "editable_wheel": EditableWheel,
-        "sdist": Sdist,
+        "distclass": NativeDistribution,
+        "cmdclass": {
+            "build_py": BuildPy,
+            "bdist_wheel": Checked,
+            "editable_wheel": EditableWheel,
+            "sdist": Sdist,
+        },
     }

@@ -14,8 +14,8 @@ import struct
 from build_tools.binaries import macho
 from build_tools.binaries.reader import Malformed
 from build_tools.binaries.relocate.errors import RelocationError
-from build_tools.binaries.signature import CODE_DIRECTORY, SUPERBLOB
 
+SUPERBLOB, CODE_DIRECTORY = 0xFADE0CC0, 0xFADE0C02
 PAGE_SHIFT = 12
 PAGE = 1 << PAGE_SHIFT
 SHA256, SHA256_SIZE = 2, 32
@@ -41,7 +41,7 @@ def sign(data: bytes, *, identifier: str) -> bytes:
     part = read_thin(data, identifier)
     linkedit = part.segment("__LINKEDIT")
     text = part.segment("__TEXT")
-    if linkedit is None or text is None or part.window.order != "<":
+    if linkedit is None or text is None:
         msg = f"{identifier} has no __TEXT or __LINKEDIT segment, so it cannot be signed"
         raise RelocationError(msg)
     end = linkedit.file_offset + linkedit.file_size
@@ -65,14 +65,14 @@ def sign(data: bytes, *, identifier: str) -> bytes:
 
 
 def read_thin(data: bytes, name: str) -> macho.Slice:
-    """Read a file of one 64-bit architecture; raise `RelocationError` for anything else."""
+    """Read a file of one architecture; raise `RelocationError` for anything else."""
     try:
         parts = macho.read(data)
     except Malformed as error:
         msg = f"{name} is no sound Mach-O file: {error}"
         raise RelocationError(msg) from error
-    if len(parts) != 1 or not parts[0].is_64 or parts[0].window.size != len(data):
-        msg = f"{name} is not a thin 64-bit Mach-O file"
+    if len(parts) != 1 or parts[0].reader.size != len(data):
+        msg = f"{name} is not a thin Mach-O file"
         raise RelocationError(msg)
     return parts[0]
 
@@ -97,7 +97,7 @@ def _point(body: bytearray, part: macho.Slice, offset: int, size: int) -> None:
             struct.pack_into("<II", body, command.offset + 8, offset, size)
             return
     last = part.commands[-1] if part.commands else None
-    at = last.offset + last.size if last else part.header_size
+    at = last.offset + last.size if last else macho.HEADER
     room = min((each.lowest_section for each in part.segments if each.lowest_section), default=at)
     if at + 16 > room:
         msg = "There is no room for LC_CODE_SIGNATURE; link with -headerpad_max_install_names."

@@ -31,7 +31,7 @@ def edit(data: bytes, plan: Plan, *, name: str) -> bytes:
     part = read_thin(data, name)
     commands = b"".join(_edited(data, part, plan))
     count = len(part.commands) - len(plan.remove_rpaths)
-    start = part.header_size
+    start = macho.HEADER
     old_end = max((each.offset + each.size for each in part.commands), default=start)
     room = min((each.lowest_section for each in part.segments if each.lowest_section), default=0)
     end = start + len(commands)

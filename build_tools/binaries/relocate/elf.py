@@ -1,23 +1,22 @@
 """Relocate ELF libraries: no foreign run paths, debug information split off, the honest tag.
 
-binutils' objcopy and patchelf do the edits; what they left is read back by our own reader.
+binutils' objcopy and patchelf do the edits; what they left is read back by pyelftools.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools.audit.contents import build_paths
-from build_tools.audit.platforms import linux_policy
-from build_tools.binaries import elf
+from build_tools.binaries import elf, systems
+from build_tools.binaries.build_paths import build_paths
 from build_tools.binaries.reader import Malformed
 from build_tools.binaries.relocate.errors import RelocationError
 from build_tools.binaries.relocate.macho import read_library
+from build_tools.support import files
 from build_tools.support.process import find, run
 
 if TYPE_CHECKING:
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 # SwiftPM links every product against the Swift runtime, C-only ones too.
 SWIFT_RUNTIME = re.compile(r"lib(swift\w+|dispatch|BlocksRuntime|Foundation\w*)\.so")
 SWIFT_SYMBOL = re.compile(r"_?swift_|\$s|_\$s")
-OLDEST_MANYLINUX = (2, 17)  # manylinux2014, the oldest that package installers still meet
-LOADER = re.compile(r"ld-linux[\w.-]*\.so\.\d")
+OLDEST_MANYLINUX = (2, 17)  # manylinux2014, the oldest that installers still meet
 
 
 def relocate(
@@ -71,11 +69,9 @@ def relocate(
         run([patchelf, *edits, str(work)], log=log)
         work.write_bytes(without_run_paths(work.read_bytes(), facts.rpaths))
         check(work, companions=companions)
-        if debug is not None:
-            debug.mkdir(parents=True, exist_ok=True)
-            os.replace(symbols, debug / symbols.name)  # noqa: PTH105 - across names, in one step
         work.chmod(0o755)
-        work.replace(library)
+        moves = {work: library, **({symbols: debug / symbols.name} if debug is not None else {})}
+        files.replace_all(moves)
 
 
 def without_run_paths(data: bytes, paths: Iterable[str]) -> bytes:
@@ -106,7 +102,7 @@ def read(library: Path) -> elf.Elf:
     except Malformed as error:
         msg = f"{library.name} is no sound ELF file: {error}"
         raise RelocationError(msg) from error
-    if facts.file_type != elf.ET_DYN or not facts.dynamic:
+    if not facts.library:
         msg = f"{library.name} is not a dynamic library"
         raise RelocationError(msg)
     return facts
@@ -123,12 +119,8 @@ def _unused_runtime(name: str, facts: elf.Elf) -> list[str]:
 def check(library: Path, *, companions: Iterable[str] = ()) -> None:
     """Read ``library`` as it will be embedded and refuse what would not load elsewhere."""
     facts = read(library)
-    policy = linux_policy("glibc", facts.machine, None)
-    system = policy.whitelist if policy is not None else frozenset()
     foreign = [
-        each
-        for each in facts.needed
-        if each not in system and each not in set(companions) and not LOADER.fullmatch(each)
+        each for each in facts.needed if not systems.on_linux(each) and each not in set(companions)
     ]
     if foreign:
         msg = (
@@ -142,38 +134,31 @@ def check(library: Path, *, companions: Iterable[str] = ()) -> None:
             " Compile with -fPIC and link with -z noexecstack."
         )
         raise RelocationError(msg)
-    paths, count = build_paths(library.read_bytes())
-    if count:
+    paths = build_paths(library.read_bytes())
+    if paths:
         msg = (
-            f"{library.name} names folders of this machine: {'; '.join(paths)}."
+            f"{library.name} names folders of this machine: {paths}."
             " Compile with -ffile-prefix-map."
         )
         raise RelocationError(msg)
 
 
 def manylinux_tag(library: Path) -> str:
-    """Return the lowest ``manylinux_X_Y_<arch>`` tag whose policy, auditwheel's, the library meets.
+    """Return the lowest ``manylinux_X_Y_<arch>`` tag whose glibc has what the library needs.
 
     Raises:
-        RelocationError: No policy admits it.
+        RelocationError: It needs symbols that are not glibc's, or its processor has no such tag.
 
     """
     facts = read(library)
-    numbers = [
-        tuple(int(each) for each in version.removeprefix("GLIBC_").split("."))[:2]
-        for _, version in facts.versions
-        if re.fullmatch(r"GLIBC_\d+\.\d+(\.\d+)?", version)
-    ]
-    oldest = max([OLDEST_MANYLINUX, *numbers])
-    policy = linux_policy("glibc", facts.machine, (oldest[0], oldest[1]))
-    if policy is None:
-        msg = f"{library.name} is for {facts.machine}, for which there is no manylinux tag"
-        raise RelocationError(msg)
-    # PEP 600 defines a tag for every glibc; auditwheel's policies name the libraries and symbols.
+    oldest = OLDEST_MANYLINUX
     for _, version in sorted(facts.versions):
-        family, _, number = version.partition("_")
-        held = policy.symbol_versions.get(family)
-        if family != "GLIBC" and held is not None and number not in held:
-            msg = f"{library.name} needs {version}, newer than {policy.name}; use an older system"
+        needs = systems.glibc(version)
+        if needs is None:
+            msg = f"{library.name} needs {version}, which is no version that a tag could promise"
             raise RelocationError(msg)
+        oldest = max(oldest, needs)
+    if facts.machine not in elf.MACHINES.values():
+        msg = f"{library.name} is for {facts.machine}, for which we have no manylinux tag"
+        raise RelocationError(msg)
     return f"manylinux_{oldest[0]}_{oldest[1]}_{facts.machine}"

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-from build_tools.binaries import macho, signature
+from build_tools.binaries import macho
 from build_tools.binaries.reader import Malformed
 from build_tools.binaries.relocate.adhoc import read_thin, sign
 from build_tools.binaries.relocate.edit import edit
 from build_tools.binaries.relocate.errors import RelocationError
 from build_tools.binaries.relocate.plan import plan
-from build_tools.binaries.relocate.system_tools import confirm_signature, edit_by_tool
+from build_tools.support.process import capture
 
-LARGEST = 1024**3
+MAX_SIZE = 1024**3
 ANY_MACOS = (999, 0)
-# What Linux lacks, the plain editor does; both leave the same load commands.
-ROUTES = ("python", "system")
-
-
-def default_route() -> str:
-    """Return the route for this machine."""
-    return "system" if sys.platform == "darwin" else "python"
 
 
 def relocate(
@@ -32,7 +26,6 @@ def relocate(
     companions: frozenset[str] = frozenset(),
     minimum_os: tuple[int, int] = (15, 0),
     architecture: str = "arm64",
-    route: str | None = None,
 ) -> bytes:
     """Return a library that loads from whatever folder it lies in.
 
@@ -42,11 +35,9 @@ def relocate(
         companions: Names of the libraries beside it in the wheel.
         minimum_os: The macOS of the wheel's tag.
         architecture: The one to keep.
-        route: "python" or "system"; by the machine if ``None``.
 
     Raises:
         RelocationError: See `plan`, `thin` and `edit`.
-        ToolError: A system tool failed.
 
     """
     slim = thin(data, architecture, filename)
@@ -55,11 +46,7 @@ def relocate(
         msg = f"{filename} is not a dynamic library (Mach-O file type {part.file_type})"
         raise RelocationError(msg)
     todo = plan(part, filename=filename, companions=companions, minimum_os=minimum_os)
-    by_tool = (route or default_route()) == "system"
-    edited = (edit_by_tool if by_tool else edit)(slim, todo, name=filename)
-    signed = sign(edited, identifier=filename)
-    check(signed, filename)
-    return signed
+    return sign(edit(slim, todo, name=filename), identifier=filename)
 
 
 def embed(
@@ -74,7 +61,7 @@ def embed(
 
     Raises:
         RelocationError: It is not fit for a wheel.
-        ToolError: A system tool failed, or macOS rejects the signature.
+        ToolError: macOS rejects the signature.
 
     """
     data = relocate(
@@ -121,23 +108,21 @@ def thin(data: bytes, architecture: str, name: str) -> bytes:
         raise RelocationError(msg)
     for part in parts:
         if part.architecture == architecture:
-            return part.window.take(0, part.window.size, "the slice")
+            return part.reader.take(0, part.reader.size, "the slice")
     held = ", ".join(part.architecture for part in parts)
     msg = f"{name} is built for {held}, not for {architecture}"
     raise RelocationError(msg)
 
 
-def check(data: bytes, name: str) -> None:
-    """Read the result back and verify its signature; raise `RelocationError` if it is wrong."""
-    try:
-        verdict = signature.verify(read_thin(data, name))
-    except Malformed as error:
-        msg = f"{name} came out with a broken signature: {error}"
-        raise RelocationError(msg) from error
-    if verdict is None or verdict.problems:
-        problems = "; ".join(verdict.problems) if verdict else "there is none"
-        msg = f"{name} came out with a wrong signature: {problems}"
-        raise RelocationError(msg)
+def confirm_signature(file: Path) -> None:
+    """Have macOS confirm the signature of ``file``; elsewhere nothing can but the tests.
+
+    Raises:
+        ToolError: `codesign` rejects it, with its own words.
+
+    """
+    if sys.platform == "darwin" and shutil.which("codesign"):
+        capture(["codesign", "--verify", "--strict", "--verbose=2", str(file)])
 
 
 def read_library(path: Path) -> bytes:
@@ -147,7 +132,7 @@ def read_library(path: Path) -> bytes:
             msg = f"{path} is no file. Give the path of a library."
             raise RelocationError(msg)
         size = path.stat().st_size
-        if size > LARGEST:
+        if size > MAX_SIZE:
             msg = f"{path} has {size:,} bytes, more than any library that fits into a wheel"
             raise RelocationError(msg)
         return path.read_bytes()

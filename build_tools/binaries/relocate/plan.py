@@ -1,4 +1,4 @@
-"""Decide what must change in a Mach-O library; both routes, ours and Apple's, follow one plan."""
+"""Decide what must change in a Mach-O library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from build_tools.audit.places import system_on_macos
+from build_tools.binaries import systems
 from build_tools.binaries.relocate.errors import RelocationError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _dependency(
     name: str, kind: str, part: Slice, companions: AbstractSet[str], filename: str
 ) -> str:
     base = posixpath.basename(name)
-    if system_on_macos(name):
+    if systems.on_macos(name):
         return name
     if base in companions:
         return f"{OWN_FOLDER}/{base}"

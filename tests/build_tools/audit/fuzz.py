@@ -1,70 +1,60 @@
 """Coverage-guided fuzzing of the readers: ``python -m tests.build_tools.audit.fuzz --seconds 600``.
 
 Whatever the bytes, a reader gives facts or `Malformed`, and an audit a report or
-`UnreadableWheelError`, within 10 seconds and 1 GiB.
+`UnreadableError`, within 10 seconds and 1 GiB.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 import atheris
 
 with atheris.instrument_imports(include=["build_tools"]):
     from build_tools.audit.auditor import audit
-    from build_tools.audit.contents import build_paths
-    from build_tools.audit.findings import UnreadableWheelError
-    from build_tools.binaries import elf, macho, pe, signature
+    from build_tools.binaries import elf, macho
+    from build_tools.binaries.build_paths import build_paths
     from build_tools.binaries.reader import Malformed
+    from build_tools.binaries.relocate.adhoc import sign
+    from build_tools.binaries.relocate.errors import RelocationError
+    from build_tools.wheel.archives import UnreadableError
 
-from tests.build_tools.audit.makers import INFO, MAC_TAG, Recipe, dylib, universal, unsigned
+from tests.build_tools.audit.makers import INFO, TOP, Recipe, dylib, mac, universal, unsigned
 from tests.build_tools.audit.makers import elf as compiled
 
-WHEEL = Path(tempfile.mkdtemp(prefix="fuzz-")) / f"demo-1.0-{MAC_TAG}.whl"
+FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 
 
 def readers(data: bytes) -> None:
     """Hand the same bytes to every reader of native files."""
-    for read in (elf.read, pe.read, _mach):
+    for read in (elf.read, macho.read):
         with contextlib.suppress(Malformed):
             read(data)
+    with contextlib.suppress(RelocationError):
+        sign(data, identifier="libdemo.dylib")
     build_paths(data)
 
 
-def _mach(data: bytes) -> None:
-    for part in macho.read(data):
-        signature.verify(part)
-
-
 def wheels(data: bytes) -> None:
-    """Take the bytes as a wheel; and as every file of one that is sound otherwise."""
-    WHEEL.write_bytes(data)
-    with contextlib.suppress(UnreadableWheelError):
-        audit(WHEEL)
+    """Take the bytes as an archive; and as every file of a wheel that is sound otherwise."""
+    for name in (f"{TOP}-py3-none-any.whl", f"{TOP}.tar.gz"):
+        (FOLDER / name).write_bytes(data)
+        with contextlib.suppress(UnreadableError):
+            audit(FOLDER / name)
     third = len(data) // 3
-    names = (f"{INFO}/METADATA", f"{INFO}/WHEEL", f"{INFO}/RECORD")
-    texts = dict(
-        zip(names, (data[:third], data[third : 2 * third], data[2 * third :]), strict=True)
-    )
-    files = {
-        **Recipe().contents(),
-        **texts,
+    files: dict[str, bytes | None] = {
+        f"{INFO}/METADATA": data[:third],
+        f"{INFO}/WHEEL": data[third : 2 * third],
         f"{INFO}/entry_points.txt": data,
-        f"{INFO}/sboms/demo.cdx.json": data,
-        "demo/libdemo.dylib": data,
+        f"{INFO}/sboms/qwen-mfa.cdx.json": data,
+        "qwen_mfa/_native/manifest.json": data[2 * third :],
+        "qwen_mfa/_native/libMFAFFI.dylib": data,
     }
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    WHEEL.write_bytes(packed.getvalue())
-    audit(WHEEL)
+    audit(mac(files=files, record=data[2 * third :]).write(FOLDER))
 
 
 def seeds(folder: Path) -> None:

@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-import base64
-import csv
 import hashlib
-import io
 import os
 import platform
 import shutil
 import struct
 import subprocess
 import sys
-import zipfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from build_tools.audit.names import canonical_key
+from build_tools.binaries.relocate.macho import relocate
+from build_tools.wheel import canonical, manifest, sbom
+from build_tools.wheel.archives import Entry
 
 ROOT = Path(__file__).resolve().parents[3]
 MACHINE = platform.machine()
-LINUX_TAG = f"py3-none-manylinux_2_17_{MACHINE}"
-MAC_TAG = "py3-none-macosx_15_0_arm64"
-INFO = "demo-1.0.dist-info"
-METADATA = b"""\
+VERSION = "1.0"
+LINUX_TAG = f"manylinux_2_17_{MACHINE}"
+MAC_TAG = "macosx_15_0_arm64"
+INFO = f"qwen_mfa-{VERSION}.dist-info"
+TOP = f"qwen_mfa-{VERSION}"
+NATIVE = manifest.NATIVE
+CDEF = b"/* what the package calls */\nint mfa_demo(void);\nvoid free(void *);\n"
+SOURCE = "int mfa_demo(void) { return 1; }"
+METADATA = f"""\
 Metadata-Version: 2.4
-Name: demo
-Version: 1.0
+Name: qwen-mfa
+Version: {VERSION}
 License-File: LICENSE
 
 Some words.
-"""
+""".encode()
+# zig's linker exports these from macOS libraries; Apple's does not.
+ZIG_EXPORTS = ("_mh_dylib_header", "__dso_handle")
 
 needs_cc = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("gcc") is None, reason="compiles ELF files by gcc"
@@ -42,74 +48,111 @@ needs_cc = pytest.mark.skipif(
 
 @dataclass(kw_only=True)
 class Recipe:
-    """What goes into a wheel; the defaults make a sound one without binaries."""
+    """What goes into a wheel; the defaults make a sound one without a library.
 
-    files: dict[str, bytes] = field(default_factory=lambda: {"demo/__init__.py": b"x = 1\n"})
-    tag: str = "py3-none-any"
-    wheel: bytes | None = None
-    metadata: bytes = METADATA
+    Attributes:
+        library: Its bytes, for a wheel of the platform ``tag``; manifest and SBOM follow from it.
+        files: More files, or other contents; None leaves a file out.
+        facts: More of the manifest, or other values.
+        record: Another RECORD than the true one.
+
+    """
+
+    tag: str = "any"
+    library: bytes | None = None
+    files: dict[str, bytes | None] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     record: bytes | None = None
-    without: tuple[str, ...] = ()
     filename: str = ""
-    purelib: str = ""
-    sbom: bool = True
 
-    def contents(self) -> dict[str, bytes]:
-        """Return every file but RECORD."""
-        pure = self.purelib or ("true" if self.tag.endswith("-any") else "false")
-        tags = "".join(f"Tag: {tag}\n" for tag in expanded(self.tag))
-        generated = f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: {pure}\n{tags}\n"
-        info = {
-            f"{INFO}/METADATA": self.metadata,
-            f"{INFO}/WHEEL": generated.encode() if self.wheel is None else self.wheel,
+    def entries(self) -> dict[str, Entry]:
+        """Return every file, RECORD included."""
+        contents: dict[str, bytes | None] = {
+            "qwen_mfa/__init__.py": b"x = 1\n",
+            "qwen_mfa/cli/__init__.py": b"def main(): ...\n",
+            "qwen_mfa/native/abi.cdef": CDEF,
+            "qwen_mfa/py.typed": b"",
+            f"{INFO}/METADATA": METADATA,
+            f"{INFO}/WHEEL": self._wheel().encode(),
+            f"{INFO}/entry_points.txt": b"[console_scripts]\nqwen-mfa = qwen_mfa.cli:main\n",
             f"{INFO}/licenses/LICENSE": b"Do what you like.\n",
+            f"{INFO}/top_level.txt": b"qwen_mfa\n",
+            f"{INFO}/RECORD": b"",
+            **self._native(),
+            **self.files,
         }
-        if self.sbom:
-            info[f"{INFO}/sboms/demo.spdx"] = b"SPDXVersion: SPDX-2.3\n"
-        return {n: d for n, d in {**self.files, **info}.items() if n not in self.without}
+        entries = {
+            name: Entry(content=data, executable=name.endswith((".so", ".dylib")))
+            for name, data in contents.items()
+            if data is not None
+        }
+        if f"{INFO}/RECORD" in entries:
+            true = canonical.record(entries) if self.record is None else self.record
+            entries[f"{INFO}/RECORD"] = Entry(content=true)
+        return entries
 
     def write(self, folder: Path) -> Path:
         """Write the wheel into ``folder``."""
-        contents = self.contents()
-        name = f"{INFO}/RECORD"
-        if name not in self.without:
-            contents[name] = record(contents) if self.record is None else self.record
-        path = folder / (self.filename or f"demo-1.0-{self.tag}.whl")
-        pack(path, contents)
+        path = folder / (self.filename or f"{TOP}-py3-none-{self.tag}.whl")
+        path.write_bytes(canonical.pack_wheel(self.entries(), canonical.ZIP_EPOCH))
         return path
 
+    def _wheel(self) -> str:
+        pure = "true" if self.tag == "any" else "false"
+        return f"Wheel-Version: 1.0\nRoot-Is-Purelib: {pure}\nTag: py3-none-{self.tag}\n\n"
 
-def expanded(tag: str) -> list[str]:
-    """Return the single tags of a compressed one."""
-    python, abi, platforms = tag.split("-")
-    return [f"{python}-{abi}-{each}" for each in platforms.split(".")]
+    def _native(self) -> dict[str, bytes]:
+        if self.library is None:
+            return {}
+        name = "libMFAFFI.dylib" if self.tag.startswith("macosx") else "libMFAFFI.so"
+        digest = hashlib.sha256(self.library).hexdigest()
+        told = {
+            "schema": manifest.SCHEMA,
+            "package": {"name": "qwen-mfa", "version": VERSION},
+            "platform_tag": self.tag,
+            "build_fingerprint": "f" * 64,
+            "files": {name: digest},
+            "engine": "portable",
+            "built_by": "cc",
+            "compiler": "gcc 99",
+            "flags": ["-O3"],
+            "sources": {"swift_pkg/a.c": "a" * 64},
+            "library": {"file": name, "sha256": digest, "size": len(self.library)},
+        }
+        bom = sbom.render(told, folder=NATIVE).encode()
+        return {
+            f"{NATIVE}/{name}": self.library,
+            manifest.MANIFEST: manifest.render({**told, **self.facts}).encode(),
+            f"{INFO}/sboms/{sbom.NAME}": bom,
+        }
 
 
-def record(contents: dict[str, bytes]) -> bytes:
-    """Return a true RECORD."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    for name, data in contents.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        writer.writerow([name, f"sha256={digest}", len(data)])
-    writer.writerow([f"{INFO}/RECORD", "", ""])
-    return text.getvalue().encode()
+def linux(source: str = SOURCE, *flags: str, **options: Any) -> Recipe:
+    """Return a wheel with an ELF library."""
+    return Recipe(**{"tag": LINUX_TAG, "library": engine(source, *flags), **options})
 
 
-def entry(name: str, mode: int = 0o100644) -> zipfile.ZipInfo:
-    """Return the canonical entry of that name."""
-    info = zipfile.ZipInfo(name)
-    info.create_system = 3
-    info.compress_type = zipfile.ZIP_DEFLATED
-    info.external_attr = mode << 16
-    return info
+def mac(data: bytes | None = None, **options: Any) -> Recipe:
+    """Return a wheel with a Mach-O library."""
+    library = mac_engine() if data is None else data
+    return Recipe(**{"tag": MAC_TAG, "library": library, **options})
 
 
-def pack(path: Path, contents: dict[str, bytes]) -> None:
-    """Write a canonical zip file."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in sorted(contents, key=canonical_key):
-            archive.writestr(entry(name), contents[name])
+def sdist(folder: Path, files: dict[str, bytes | None] | None = None) -> Path:
+    """Write a sound source distribution, but for ``files``."""
+    contents: dict[str, bytes | None] = {
+        f"{TOP}/{name}": b"x\n"
+        for name in (
+            *("LICENSE", "pyproject.toml", "setup.py", "swift_pkg/Package.swift"),
+            *("build_tools/__init__.py", "mfa_wheel/qwen_mfa/__init__.py"),
+            *("swift_pkg/Sources/MFAFFI/a.c", "requirements/constraints.txt"),
+        )
+    }
+    contents |= {f"{TOP}/PKG-INFO": METADATA, **(files or {})}
+    entries = {name: Entry(content=data) for name, data in contents.items() if data is not None}
+    path = folder / f"{TOP}.tar.gz"
+    path.write_bytes(canonical.pack_sdist(entries, canonical.ZIP_EPOCH))
+    return path
 
 
 @cache
@@ -122,6 +165,18 @@ def elf(source: str = "int demo(void) { return 1; }", *flags: str, strict: bool 
     command = ["gcc", "-O1", "-fPIC", "-shared", *good, "demo.c", "-o", "demo.so", *flags]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return (folder / "demo.so").read_bytes()
+
+
+def engine(source: str = SOURCE, *flags: str, strict: bool = True) -> bytes:
+    """Compile an ELF library that is fit for a wheel, unless the flags say otherwise."""
+    return elf(source, "-Wl,-soname,libMFAFFI.so", *flags, strict=strict)
+
+
+def mac_engine(source: str = SOURCE, **options: Any) -> bytes:
+    """Compile and relocate a Mach-O library that is fit for a wheel."""
+    return relocate(
+        dylib(name="libMFAFFI.dylib", source=source, **options), filename="libMFAFFI.dylib"
+    )
 
 
 @cache
@@ -201,9 +256,3 @@ def unsigned(data: bytes) -> bytes:
     assert struct.unpack_from("<I", data, at)[0] == 0x1D, "the signature comes last"
     head = data[:16] + struct.pack("<II", count - 1, size - 16) + data[24:at]
     return head + bytes(16) + data[at + 16 :]
-
-
-def dll(machine: int = 0x8664) -> bytes:
-    """Return the headers of a Windows library, all that an audit reads."""
-    dos = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
-    return dos + b"PE\0\0" + struct.pack("<HHIIIHH", machine, 0, 0, 0, 0, 0, 0x2000)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import shutil
 import struct
@@ -14,18 +13,16 @@ import pytest
 
 from build_tools.__main__ import main
 from build_tools.audit.auditor import audit
-from build_tools.audit.policy import declared_functions, parse
-from build_tools.binaries import macho, signature
+from build_tools.audit.libraries import declared_functions
+from build_tools.binaries import macho
 from build_tools.binaries.relocate.adhoc import sign
 from build_tools.binaries.relocate.errors import RelocationError
 from build_tools.binaries.relocate.macho import embed, platform_tag, relocate
-from build_tools.binaries.relocate.system_tools import edit_by_tool
 from tests.build_tools.audit.makers import (
-    MAC_TAG,
     ROOT,
     SWIFTPM_RPATHS,
-    Recipe,
     dylib,
+    mac,
     universal,
     unsigned,
 )
@@ -74,7 +71,7 @@ def relocated(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         (tmp_path / "in" / name).write_bytes(data)
     before = {path: path.read_bytes() for path in (tmp_path / "in").iterdir()}
     out = tmp_path / "out"
-    assert main(["relocate", *map(str, before), "--out", str(out), "--route", "python"]) == 0
+    assert main(["relocate", *map(str, before), "--out", str(out)]) == 0
     assert {path: path.read_bytes() for path in before} == before, "nothing is changed in place"
     assert sorted(path.name for path in out.iterdir()) == [NAME, INNER]
     return out
@@ -116,30 +113,17 @@ def test_as_llvm_reads_it(relocated: Path) -> None:
         assert foreign.encode() not in (relocated / NAME).read_bytes()
 
 
-def test_in_a_wheel(relocated: Path, tmp_path: Path) -> None:
-    files = {f"qwen_mfa/_native/{path.name}": path.read_bytes() for path in relocated.iterdir()}
-    files["qwen_mfa/native/abi.cdef"] = CDEF.encode()
-    wheel = Recipe(tag=MAC_TAG, files=files).write(tmp_path)
-    rules = parse(
-        f"""
-        [abi]
-        library = "*/{NAME}"
-        declarations = "qwen_mfa/native/abi.cdef"
-        optional = ["free"]
-        allowed = ["_mh_dylib_header", "__dso_handle"]  # zig's linker exports these two
-        """,
-        "test",
-    )
-    report = audit(wheel, rules)
-    assert report.findings == ()
-    assert {each["signature"] for each in report.libraries} == {"linker-signed"}
-    # The very files as they were: the same audit sees what was wrong.
-    files |= {f"qwen_mfa/_native/{NAME}": engine(), f"qwen_mfa/_native/{INNER}": inner()}
-    codes = {each.code for each in audit(Recipe(tag=MAC_TAG, files=files).write(tmp_path)).findings}
-    assert codes == {"rpath-outside", "build-path"}
+def test_the_audit_sees_what_relocation_mends(tmp_path: Path) -> None:
+    data = dylib(name=NAME, source=f"int {ABI[0]}(void) {{ return 1; }}", rpaths=SWIFTPM_RPATHS)
+    options = {"files": {"qwen_mfa/native/abi.cdef": f"int {ABI[0]}(void);".encode()}}
+    codes = {each.code for each in audit(mac(data, **options).write(tmp_path)).findings}
+    assert codes == {"rpath", "build-path", "install-name", "signature", "abi-extra"}
+    mended = mac(relocate(data, filename=NAME), **options)
+    # zig's linker exports two names of its own, which no relocation takes away.
+    assert {each.code for each in audit(mended.write(tmp_path)).findings} == {"abi-extra"}
 
 
-# ---------------------------------------------------------------- signatures and routes
+# ---------------------------------------------------------------- signatures and edits
 
 
 def laid_out(data: bytes, tmp_path: Path) -> bytes:
@@ -162,43 +146,43 @@ def test_the_signature_is_llvm_s_byte_for_byte(tmp_path: Path) -> None:
     assert sign(blank, identifier=NAME) == theirs
 
 
-def test_both_routes_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_edits_are_llvm_s_byte_for_byte(tmp_path: Path) -> None:
     data = laid_out(engine(), tmp_path)
-    by_llvm = functools.partial(edit_by_tool, tool=tool("llvm-install-name-tool"))
-    monkeypatch.setattr("build_tools.binaries.relocate.macho.edit_by_tool", by_llvm)
-    results = {
-        route: relocate(data, filename=NAME, companions=frozenset({INNER}), route=route)
-        for route in ("python", "system")
-    }
-    assert results["python"] == results["system"]
+    path = tmp_path / NAME
+    gone = [each for each in SWIFTPM_RPATHS if each not in KEPT]
+    removed = [word for each in gone for word in ("-delete_rpath", each)]
+    command = [tool("llvm-install-name-tool"), "-id", f"@loader_path/{NAME}", *removed]
+    command += ["-change", f"@rpath/{INNER}", f"@loader_path/{INNER}", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert relocate(data, filename=NAME, companions=frozenset({INNER})) == path.read_bytes()
 
 
 def test_twice_is_once() -> None:
-    once = relocate(engine(), filename=NAME, companions=frozenset({INNER}), route="python")
-    again = relocate(once, filename=NAME, companions=frozenset({INNER}), route="python")
+    once = relocate(engine(), filename=NAME, companions=frozenset({INNER}))
+    again = relocate(once, filename=NAME, companions=frozenset({INNER}))
     assert once == again
 
 
 def test_an_unsigned_library_is_signed() -> None:
-    data = unsigned(inner())
-    signed = relocate(data, filename=INNER, route="python")
-    (part,) = macho.read(signed)
-    verdict = signature.verify(part)
-    assert verdict is not None
-    assert verdict.problems == ()
-    assert verdict.identifier == INNER
+    signed = relocate(unsigned(inner()), filename=INNER)
+    fat = lief.MachO.parse(signed)
+    assert fat is not None
+    library = fat.at(0)
+    assert library is not None
+    assert library.has_code_signature
+    assert library.code_signature.data_offset + library.code_signature.data_size == len(signed)
+    assert sign(signed, identifier=INNER) == signed
 
 
-@pytest.mark.parametrize("place", [40, 5000, -9000, -700])
-def test_a_flipped_bit_breaks_the_signature(place: int) -> None:
-    data = bytearray(relocate(inner(), filename=INNER, route="python"))
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.9, -1])
+def test_a_flipped_bit_breaks_the_signature(place: float) -> None:
+    data = bytearray(relocate(inner(), filename=INNER))
     (part,) = macho.read(bytes(data))
     assert part.signature is not None
-    at = place if place >= 0 else part.signature[0] + place % 600 - 600
-    data[at] ^= 1
-    verdict = signature.verify(macho.read(bytes(data))[0])
-    assert verdict is not None
-    assert "page hashes are wrong" in verdict.problems[0]
+    start, size = part.signature
+    end = start + size - 20 if place == -1 else int(start * place)
+    data[end] ^= 1
+    assert sign(bytes(data), identifier=INNER) != bytes(data)
 
 
 def test_doubled_rpaths_go() -> None:
@@ -206,7 +190,7 @@ def test_doubled_rpaths_go() -> None:
     # The linker refuses doubles, SwiftPM's do occur: turn one into the other.
     doubled = data.replace(b"@loader_path\0\0\0\0", b"/usr/lib/swift\0\0")
     assert macho.read(doubled)[0].rpaths == ("/usr/lib/swift", "/usr/lib/swift")
-    result = relocate(doubled, filename=INNER, route="python")
+    result = relocate(doubled, filename=INNER)
     assert macho.read(result)[0].rpaths == ("/usr/lib/swift",)
 
 
@@ -215,7 +199,7 @@ def test_doubled_rpaths_go() -> None:
 
 def refuse(data: bytes, pattern: str, **options: object) -> None:
     with pytest.raises(RelocationError, match=pattern):
-        relocate(data, filename=NAME, route="python", **options)  # type: ignore[arg-type]
+        relocate(data, filename=NAME, **options)  # type: ignore[arg-type]
 
 
 def test_refusals() -> None:
@@ -240,7 +224,7 @@ def test_no_room_for_longer_names() -> None:
     last = part.commands[-1]
     name = "lib" + "x" * (room - last.offset - last.size + 64) + ".dylib"
     with pytest.raises(RelocationError, match="headerpad_max_install_names"):
-        relocate(data, filename=name, route="python")
+        relocate(data, filename=name)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +251,20 @@ def test_bad_command_lines(
     assert not folders["out"].exists() or not list(folders["out"].iterdir()), "no partial output"
 
 
+def test_all_outputs_are_replaced_or_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (out / INNER).mkdir(parents=True)
+    (out / NAME).write_bytes(b"the first one, of before")
+    for name in (NAME, INNER):
+        (tmp_path / name).write_bytes(inner())
+    assert main(["relocate", *(str(tmp_path / n) for n in (NAME, INNER)), "--out", str(out)]) == 1
+    assert f"Nothing was replaced: {out / INNER} is a folder" in capsys.readouterr().err
+    assert (out / NAME).read_bytes() == b"the first one, of before"
+    assert sorted(path.name for path in out.iterdir()) == [NAME, INNER]
+
+
 # ---------------------------------------------------------------- a third opinion
 
 
@@ -275,7 +273,7 @@ def test_repairwheel_leaves_the_same_load_commands(tmp_path: Path) -> None:
         "repairwheel.macos.machotools", reason="repairwheel 0.8 is for Python 3.11 and later"
     )
     data = engine()
-    ours = relocate(data, filename=NAME, companions=frozenset({INNER}), route="python")
+    ours = relocate(data, filename=NAME, companions=frozenset({INNER}))
     path = tmp_path / NAME
     path.write_bytes(data)
     machotools.set_install_id(str(path), f"@loader_path/{NAME}")
@@ -285,11 +283,6 @@ def test_repairwheel_leaves_the_same_load_commands(tmp_path: Path) -> None:
     assert [(c.kind, c.size) for c in mine.commands] == [(c.kind, c.size) for c in theirs.commands]
     for field in ("install_name", "dependencies", "rpaths", "minimum_os", "exports"):
         assert getattr(mine, field) == getattr(theirs, field), field
-    # Its signature is laid out as Apple's codesign does it, with requirements in a special slot.
-    verdict = signature.verify(theirs)
-    assert verdict is not None
-    assert verdict.problems == ()
-    assert verdict.kind == "ad hoc"
 
 
 def test_embedding_replaces_the_file_as_a_whole(tmp_path: Path) -> None:
@@ -297,7 +290,7 @@ def test_embedding_replaces_the_file_as_a_whole(tmp_path: Path) -> None:
     data = dylib(rpaths=SWIFTPM_RPATHS)
     library.write_bytes(universal(dylib(architecture="x86_64"), data))
     embed(library, minimum_os=(15, 0))
-    assert library.read_bytes() == relocate(data, filename=library.name, route="python")
+    assert library.read_bytes() == relocate(data, filename=library.name)
     assert library.stat().st_mode & 0o777 == 0o755
     assert platform_tag(library) == "macosx_15_0_arm64"
     before = library.read_bytes()

@@ -19,7 +19,8 @@ from build_tools.source import overlay
 from build_tools.support import files, process
 from build_tools.support.errors import BuildError, OverlayError, ToolchainError, UsageError
 from build_tools.support.paths import ROOT
-from build_tools.wheel import sbom, setuptools_commands
+from build_tools.wheel import manifest as manifests
+from build_tools.wheel import sbom
 from tests.standins.servers import tiny_disk
 from tests.standins.upstream.repositories import (
     HEADER,
@@ -85,9 +86,9 @@ def test_a_wheel_embeds_all_of_it(
     built: metal.Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The miniature's library is Linux's, and uses the Swift runtime: it has no tag of its own.
-    monkeypatch.setattr(setuptools_commands, "platform_tag", lambda _native: "macosx_15_0_arm64")
+    monkeypatch.setattr(manifests, "platform_tag", lambda _native: "macosx_15_0_arm64")
     native = engine.from_metal(built)
-    setuptools_commands.embed(native, tmp_path / "_native", version="1.2.3")
+    manifests.embed(native, tmp_path / "_native", version="1.2.3")
     embedded = {
         p.relative_to(tmp_path / "_native").as_posix(): files.sha256(p)
         for p in (tmp_path / "_native").rglob("*")

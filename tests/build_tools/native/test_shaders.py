@@ -298,7 +298,7 @@ def test_damage_is_noticed_in_a_folder_and_in_a_wheel(
     pack: Path, tmp_path: Path, name: str
 ) -> None:
     alter, part = DAMAGE[name]
-    wheel = tmp_path / "demo-1.0-py3-none-any.whl"
+    wheel = tmp_path / "qwen_mfa-1.0-py3-none-any.whl"
     assert pack_findings(pack, wheel) == []
     change(pack, alter)
     with pytest.raises(ShaderError, match=part):
@@ -310,7 +310,7 @@ def pack_findings(pack: Path, wheel: Path) -> list[str]:
     """Audit a wheel with ``pack`` in it and return what is said about the pack."""
     with zipfile.ZipFile(wheel, "w") as archive:
         for path in pack.iterdir():
-            archive.write(path, f"demo/_native/shaders/{path.name}")
+            archive.write(path, f"qwen_mfa/_native/shaders/{path.name}")
     return [each.what for each in audit(wheel).findings if each.code == "shader-pack"]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from build_tools.reproduce.compare import CompareError, differences
-from tests.build_tools.audit.makers import LINUX_TAG, MAC_TAG, Recipe, dylib, elf, entry, needs_cc
+from tests.build_tools.audit.makers import Recipe, dylib, elf, needs_cc
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,9 +72,10 @@ def test_fields_of_the_zip_file(tmp_path: Path) -> None:
     for number in (1, 2):
         path = tmp_path / f"{number}.whl"
         with zipfile.ZipFile(path, "w") as archive:
-            info = entry("demo/a.py", 0o100644 if number == 1 else 0o100755)
+            info = zipfile.ZipInfo("demo/a.py")
+            info.external_attr = (0o100644 if number == 1 else 0o100755) << 16
             info.date_time = (2020, 1, number, 0, 0, 0)
-            archive.writestr(info, b"x" * 1000, compresslevel=9)
+            archive.writestr(info, b"x" * 1000)
         paths.append(path)
     assert differences(*paths) == [
         "file name: 1.whl | 2.whl",
@@ -90,17 +91,16 @@ def test_another_compression_of_the_same_files(tmp_path: Path) -> None:
         path.parent.mkdir()
         with zipfile.ZipFile(path, "w") as archive:
             text = "".join(map(str, range(5000)))
-            archive.writestr(entry("demo/a.py"), text, compresslevel=level)
+            archive.writestr(zipfile.ZipInfo("demo/a.py"), text, zipfile.ZIP_DEFLATED, level)
         paths.append(path)
     (line,) = differences(*paths)
-    assert "the files are the same, but the zip streams differ" in line
+    assert "the files are the same, the zip streams differ" in line
 
 
 @needs_cc
 def test_sections_of_elf_files(tmp_path: Path) -> None:
     recipes = [
         Recipe(
-            tag=LINUX_TAG,
             files={"demo/d.so": elf(f'const char *demo(void) {{ return "{word}-number"; }}')},
         )
         for word in ("first", "other")
@@ -117,8 +117,8 @@ def test_elf_files_that_cannot_be_read(tmp_path: Path) -> None:
     struct.pack_into("<Q", broken, 40, len(broken) - 3)  # section headers: cut
     found = two(
         tmp_path,
-        Recipe(tag=LINUX_TAG, files={"demo/d.so": elf()}),
-        Recipe(tag=LINUX_TAG, files={"demo/d.so": bytes(broken)}),
+        Recipe(files={"demo/d.so": elf()}),
+        Recipe(files={"demo/d.so": bytes(broken)}),
     )
     assert len(found) >= 1
     assert all(line.startswith("demo/d.so: ") for line in found)
@@ -129,13 +129,19 @@ def test_fields_and_segments_of_macho_files(tmp_path: Path) -> None:
     other = dylib(source="int demo(void) { return 2; }", rpaths=("/Users/x/lib/swift",))
     found = two(
         tmp_path,
-        Recipe(tag=MAC_TAG, files={"demo/d.dylib": one}),
-        Recipe(tag=MAC_TAG, files={"demo/d.dylib": other}),
+        Recipe(files={"demo/d.dylib": one}),
+        Recipe(files={"demo/d.dylib": other}),
     )
     text = "\n".join(found)
     assert "demo/d.dylib: arm64: rpaths: ('/usr/lib/swift',) | ('/Users/x/lib/swift',)" in text
     assert "demo/d.dylib: arm64: segment __TEXT: " in text
     assert "only in the second: '/Users/x/lib/swift'" in text
+
+
+def test_what_differs_steers_no_terminal(tmp_path: Path) -> None:
+    found = two(tmp_path, holding(a_py=b"x"), holding(a_py=b"\x1b[31mx\r\x07"))
+    assert "demo/a.py: +\\x1b[31mx" in found
+    assert all(line.isprintable() for line in found)
 
 
 def test_what_is_no_wheel(tmp_path: Path) -> None:

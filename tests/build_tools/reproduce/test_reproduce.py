@@ -6,19 +6,18 @@ import hashlib
 import json
 import shutil
 import subprocess
-import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
 
 from build_tools.__main__ import main
-from build_tools.audit.findings import UnreadableWheelError
 from build_tools.reproduce import build, rebuild
 from build_tools.reproduce.build import PLAIN, STRANGE, ReproduceError
 from build_tools.reproduce.rebuild import Claim, find_commit, read_claim
 from build_tools.wheel import fingerprint
-from build_tools.wheel.canonical import rewrite_wheel
-from tests.build_tools.audit.makers import ROOT, Recipe, record
+from build_tools.wheel.archives import Entry, UnreadableError, read
+from build_tools.wheel.canonical import pack_wheel, rewrite_wheel
+from tests.build_tools.audit.makers import INFO, ROOT, Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,12 +72,12 @@ def test_verify_finds_the_flipped_bit(
     # The rebuild itself is tested below; here the one that was made above saves a minute.
     monkeypatch.setattr("build_tools.commands.verify.build", lambda *_, **__: wheel)
     forged = tmp_path / wheel.name
-    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(forged, "w") as target:
-        for info in source.infolist():
-            data = bytearray(source.read(info))
-            if info.filename.endswith(".so"):
-                data[len(data) // 2] ^= 1
-            target.writestr(info, bytes(data))
+    entries = read(wheel).entries
+    (name,) = [each for each in entries if each.endswith(".so")]
+    data = bytearray(entries[name].content)
+    data[len(data) // 2] ^= 1
+    entries[name] = Entry(content=bytes(data), executable=True)
+    forged.write_bytes(pack_wheel(entries, 0x4000_0000))
     rewrite_wheel(forged)
     assert main(["verify", str(forged)]) == 1
     out = capsys.readouterr().out
@@ -101,8 +100,7 @@ def test_verify_agrees(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def claimed(manifest: object) -> Recipe:
     text = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
-    files = {"qwen_mfa/__init__.py": b"x = 1\n", "qwen_mfa/_native/manifest.json": text}
-    return Recipe(files=files)
+    return Recipe(files={"qwen_mfa/_native/manifest.json": text})
 
 
 def test_a_claim(tmp_path: Path) -> None:
@@ -111,21 +109,25 @@ def test_a_claim(tmp_path: Path) -> None:
         "compiler": "gcc 99",
         "engine": "portable",
         "overlay": {"swift_pkg/o.swift": "o"},
-        "recipe": "r",
+        "build_fingerprint": "r",
         "sources": {"swift_pkg/a.c": "s"},
     }
     claim = read_claim(claimed(manifest).write(tmp_path))
-    module = hashlib.sha256(b"x = 1\n").hexdigest()
+    modules = {
+        f"mfa_wheel/{name}": hashlib.sha256(entry.content).hexdigest()
+        for name, entry in Recipe().entries().items()
+        if name.startswith("qwen_mfa/")
+    }
     assert claim == Claim(
         sources={
-            "mfa_wheel/qwen_mfa/__init__.py": module,
+            **modules,
             "swift_pkg/a.c": "s",
             "swift_pkg/o.swift": "o",
         },
         toolchain="cc",
         compiler="gcc 99",
         engine="portable",
-        recipe="r",
+        fingerprint="r",
     )
 
 
@@ -140,13 +142,15 @@ def test_bad_manifests(manifest: object, tmp_path: Path) -> None:
 
 def test_other_wheels(tmp_path: Path) -> None:
     with pytest.raises(ReproduceError, match="does not hold qwen_mfa"):
-        read_claim(Recipe().write(tmp_path))
-    lying = Recipe()
-    lying.record = record(lying.contents()).replace(b"sha256=", b"sha256=A", 1)
+        read_claim(
+            Recipe(files={n: None for n in Recipe().entries() if n[8] == "/"}).write(tmp_path)
+        )
+    true = Recipe().entries()[f"{INFO}/RECORD"].content
+    lying = Recipe(record=true.replace(b"sha256=", b"sha256=A", 1))
     with pytest.raises(ReproduceError, match="Get the wheel again"):
         read_claim(lying.write(tmp_path))
     (tmp_path / "text.whl").write_text("text", encoding="utf-8")
-    with pytest.raises(UnreadableWheelError):
+    with pytest.raises(UnreadableError):
         read_claim(tmp_path / "text.whl")
 
 
@@ -163,7 +167,7 @@ def test_the_metal_engine_needs_a_mac(
 def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Make a repository of three commits and return their names, oldest first."""
     root = tmp_path / "repository"
-    (root / "build_tools").mkdir(parents=True)
+    (root / "build_tools" / "wheel").mkdir(parents=True)
     monkeypatch.setattr(rebuild, "ROOT", root)
 
     def git(*words: str) -> str:
@@ -177,7 +181,7 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     commits = []
     for source, tools in (("one", "1"), ("two", "1"), ("two", "2")):
         (root / "a.c").write_text(source, encoding="utf-8")
-        (root / "build_tools" / "x.py").write_text(tools, encoding="utf-8")
+        (root / "build_tools" / "wheel" / "x.py").write_text(tools, encoding="utf-8")
         for name in fingerprint.FILES:
             (root / name).write_text("", encoding="utf-8")
         git("add", "-A")
@@ -189,8 +193,33 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def claim_of(source: str, digest: str = "") -> Claim:
     sha256 = hashlib.sha256(source.encode()).hexdigest()
     return Claim(
-        sources={"a.c": sha256}, toolchain="cc", compiler="", engine="portable", recipe=digest
+        sources={"a.c": sha256}, toolchain="cc", compiler="", engine="portable", fingerprint=digest
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "shapes"),
+    [
+        ("build_tools/wheel/canonical.py", "", True),
+        ("build_tools/native/shader_sources.json", "{}", True),
+        ("build_tools/release/rehearsal.py", "", False),
+        ("build_tools/audit/auditor.py", "", False),
+        ("build_tools/commands/wheel.py", "", False),
+        ("pyproject.toml", "[tool.ruff]\nline-length = 99\n", False),
+        ("pyproject.toml", "[project]\nname = 'other'\n", True),
+        ("pyproject.toml", "[tool.setuptools]\nzip-safe = false\n", True),
+        ("setup.py", "x = 1", True),
+    ],
+)
+def test_only_what_shapes_the_wheel_is_in_its_fingerprint(
+    path: str, text: str, shapes: bool, tmp_path: Path
+) -> None:
+    for name in fingerprint.FILES:
+        (tmp_path / name).write_text("", encoding="utf-8")
+    before = fingerprint.read(tmp_path)
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_text(text, encoding="utf-8")
+    assert (fingerprint.read(tmp_path) != before) == shapes
 
 
 def test_the_commit_is_found(history: list[str]) -> None:
@@ -199,7 +228,7 @@ def test_the_commit_is_found(history: list[str]) -> None:
     root = rebuild.ROOT
     now = fingerprint.read(root)
     assert find_commit(claim_of("two", now)) == history[2]
-    (root / "build_tools" / "x.py").write_text("1", encoding="utf-8")
+    (root / "build_tools" / "wheel" / "x.py").write_text("1", encoding="utf-8")
     assert find_commit(claim_of("two", fingerprint.read(root))) == history[1], "by its build tools"
 
 
