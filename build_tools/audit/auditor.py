@@ -14,7 +14,7 @@ from build_tools.audit.contents import check_sdist, check_wheel
 from build_tools.audit.findings import AuditError, Finding, ForeignError, found
 from build_tools.audit.libraries import check_library
 from build_tools.audit.metadata import Identity, check_metadata, check_wheel_file
-from build_tools.support.text import printable
+from build_tools.support.console import printable
 from build_tools.wheel import archives, canonical, manifest
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from build_tools.support.console import printable
 from build_tools.support.errors import BuildToolsError
-from build_tools.support.text import printable
 
+MAX_TEXT = 400  # of what a file says, quoted in one finding
 # code -> (meaning, mend)
 CODES: dict[str, tuple[str, str]] = {
     "not-canonical": (
@@ -127,4 +128,7 @@ class Finding:
 
 def found(code: str, file: str, what: str) -> Finding:
     """Return a finding of that code."""
-    return Finding(code=code, file=printable(file), what=printable(what), mend=CODES[code][1])
+    place, fact = (
+        printable(text[:MAX_TEXT]) + "…" * (len(text) > MAX_TEXT) for text in (file, what)
+    )
+    return Finding(code=code, file=place, what=fact, mend=CODES[code][1])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from build_tools.support import tables
-from build_tools.support.text import printable
+from build_tools.support.console import printable
 
 if TYPE_CHECKING:
     from build_tools.audit.auditor import Report

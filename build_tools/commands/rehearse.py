@@ -1,6 +1,6 @@
 """Rehearse a release: build, publish to an index on loopback, then install as users do.
 
-Signs nothing and publishes nowhere else. Writes docs/who-gets-what.md when everything passes.
+Signs nothing and publishes nowhere else. Writes docs/platforms.md when everything passes.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools.release import project, recipients, rehearsal, users
+from build_tools.release import installers, platform_matrix, project, rehearsal
 from build_tools.release.index import Index
+from build_tools.release.installers import Environment
 from build_tools.release.rehearsal import Report
-from build_tools.release.users import User
 from build_tools.support import paths, tables
 from build_tools.support.console import say
 from build_tools.support.errors import BuildToolsError
@@ -27,7 +27,7 @@ OLDEST = (3, 10)
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
-        "--no-write", action="store_true", help=f"leave {recipients.DOCUMENT} as it is"
+        "--no-write", action="store_true", help=f"leave {platform_matrix.DOCUMENT} as it is"
     )
 
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     subject = project.load()
     log = paths.ROOT / "build" / "rehearse.log"
     log.unlink(missing_ok=True)
-    pythons = users.pythons()
+    pythons = installers.pythons()
     fit = {version: path for version, path in pythons.items() if _key(version) >= OLDEST}
     report = Report()
     with tempfile.TemporaryDirectory(prefix="qwen-mfa-rehearsal-") as folder:
@@ -45,17 +45,17 @@ def run(args: argparse.Namespace) -> int:
         rehearsal.mirror(work / "index", subject, fit.values(), log=log)
         with Index(folder=work / "index") as index:
             rehearsal.check_publishing(report, index, built, subject)
-            _users(report, index, built, subject, fit=fit, all_of_them=pythons, work=work)
+            _environments(report, index, built, subject, fit=fit, all_of_them=pythons, work=work)
             rows = _rows(report, index, subject.version)
     if rows and not report.failed and not args.no_write:
-        text = recipients.document(rows, subject.version)
-        (paths.ROOT / recipients.DOCUMENT).write_text(text, encoding="utf-8")
-        say(f"wrote {recipients.DOCUMENT}")
+        text = platform_matrix.document(rows, subject.version)
+        (paths.ROOT / platform_matrix.DOCUMENT).write_text(text, encoding="utf-8")
+        say(f"wrote {platform_matrix.DOCUMENT}")
     say(f"{len(report.passed)} passed, {len(report.failed)} failed; log: {log}")
     return 1 if report.failed else 0
 
 
-def _users(
+def _environments(
     report: Report,
     index: Index,
     built: rehearsal.Built,
@@ -68,33 +68,33 @@ def _users(
     real = built.native
     native = "-".join(real.name.removesuffix(".whl").split("-")[-3:])
     newest = fit[max(fit, key=_key)]
-    for installer in users.INSTALLERS:
+    for installer in installers.INSTALLERS:
 
-        def user(name: str, python: Path, installer: str = installer) -> User:
-            folder = work / "users" / f"{installer}-{name}"
-            return User(folder=folder, python=python, installer=installer, url=index.url)
+        def env(name: str, python: Path, installer: str = installer) -> Environment:
+            folder = work / "environments" / f"{installer}-{name}"
+            return Environment(folder=folder, python=python, installer=installer, url=index.url)
 
         for version, python in fit.items():
-            rehearsal.check_user(report, user(version, python), subject, native=native)
+            rehearsal.check_installation(report, env(version, python), subject, native=native)
         for version in [each for each in all_of_them if each not in fit][-1:]:
-            rehearsal.check_refused(report, user(version, all_of_them[version]), version)
-        rehearsal.check_versions(report, user("versions", newest), subject)
-        rehearsal.check_damage(report, user("damage", newest), index, real)
-    rehearsal.check_sdist(report, user("sdist", newest), subject, native=native)
+            rehearsal.check_refused(report, env(version, all_of_them[version]), version)
+        rehearsal.check_versions(report, env("versions", newest), subject)
+        rehearsal.check_damage(report, env("damage", newest), index, real)
+    rehearsal.check_sdist(report, env("sdist", newest), subject, native=native)
 
 
-def _rows(report: Report, index: Index, version: str) -> list[recipients.Row]:
+def _rows(report: Report, index: Index, version: str) -> list[platform_matrix.Row]:
     try:
-        rows = recipients.rows(version, url=index.url, ask_mlx=True)
+        rows = platform_matrix.rows(version, url=index.url, ask_mlx=True)
     except BuildToolsError as error:
         report.failed.append(str(error))
-        say(f"FAILED  who gets what: {error}")
+        say(f"FAILED  platform matrix: {error}")
         return []
-    surprises = recipients.surprises(rows)
+    surprises = platform_matrix.surprises(rows)
     report.failed += surprises
     for line in surprises:
         say(f"FAILED  {line}")
-    table = tables.new("Who gets what", "machine", "file", "engine", "MLX there")
+    table = tables.new("Platforms", "machine", "file", "engine", "MLX there")
     for row in rows:
         table.add_row(row.machine.name, row.file, row.gets, "yes" if row.mlx else "no")
     tables.show(table)

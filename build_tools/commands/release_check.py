@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
         state = f"[{COLOURS[each.state]}]{each.state.value}[/]"
         table.add_row(state, each.condition, escape(each.detail))
     tables.show(table)
-    verdict = (
+    result = (
         f"No: {len(against)} to do." if against else "Yes, as far as can be known on this machine."
     )
-    stdout.print(f"Could HEAD be released as {subject.version}? {verdict}", markup=False)
+    stdout.print(f"Could HEAD be released as {subject.version}? {result}", markup=False)
     return 1 if against else 0

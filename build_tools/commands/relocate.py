@@ -17,10 +17,9 @@ from build_tools.binaries import macho as macho_reader
 from build_tools.binaries.relocate import elf, macho
 from build_tools.binaries.relocate.errors import RelocationError
 from build_tools.support import files
-from build_tools.support.console import say, stdout
+from build_tools.support.console import printable, say, stdout
 from build_tools.support.errors import UsageError
 from build_tools.support.paths import ROOT
-from build_tools.support.text import printable
 
 if TYPE_CHECKING:
     import argparse

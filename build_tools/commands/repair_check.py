@@ -1,7 +1,7 @@
 """Let auditwheel or delocate repair a copy of a wheel, and insist that there was nothing to repair.
 
-Our wheels leave the build relocated, audited and canonical. The tools of the field are asked as
-witnesses, and the wheel is handed on as it is: what they would repack is no longer canonical.
+Our wheels leave the build relocated, audited and canonical. The tools of the field have to
+confirm that, and the wheel is handed on as it is: what they would repack is no longer canonical.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from build_tools.support.console import say
 from build_tools.support.errors import BuildToolsError, UsageError
+from build_tools.support.process import find
 from build_tools.support.process import run as run_process
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from packaging.tags import Tag
 
 HELP = "have auditwheel or delocate confirm that a wheel needs no repair"
+HINT = "`make setup` installs it into .venv."
 NOT_COMPARED = (".dist-info/RECORD", ".dist-info/WHEEL")  # both tools write them anew
 
 
@@ -51,16 +53,16 @@ def run(args: argparse.Namespace) -> int:
         copy.parent.mkdir()
         shutil.copyfile(args.wheel, copy)
         command = (
-            ["delocate-wheel", "-v", "-w", str(work / "out"), str(copy)]
+            [find("delocate-wheel", hint=HINT), "-v", "-w", str(work / "out"), str(copy)]
             if mac
-            else ["auditwheel", "-v", "repair", "-w", str(work / "out"), str(copy)]
+            else [find("auditwheel", hint=HINT), "-v", "repair", "-w", str(work / "out"), str(copy)]
         )
         run_process(command, log=work / "log")
-        _compare(args.wheel, tags, work / "out", tool=command[0])
+        _compare(args.wheel, tags, work / "out", tool=Path(command[0]).name)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.wheel.resolve().parent != args.out.resolve():
         shutil.copyfile(args.wheel, args.out / args.wheel.name)
-    say(f"{args.wheel.name}: {command[0]} has nothing to repair")
+    say(f"{args.wheel.name}: {Path(command[0]).name} has nothing to repair")
     return 0
 
 

@@ -1,6 +1,6 @@
 """Build the wheel twice, from two fresh clones that have nothing in common, and compare the bytes.
 
-Folder, front door, umask, locale, time zone, user, home, hash seed, dates of files, clock (where
+Folder, front end, umask, locale, time zone, user, home, hash seed, dates of files, clock (where
 faketime is installed) and CPU count all differ. Exit status: 0 identical, 1 not.
 """
 
@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
             ]
             found = differences(*wheels)
             same = same and not found
-            verdict = "different" if found else f"identical, {wheels[0].stat().st_size} bytes"
-            stdout.print(f"{toolchain}: {wheels[0].name}: {verdict}", markup=False)
+            result = "different" if found else f"identical, {wheels[0].stat().st_size} bytes"
+            stdout.print(f"{toolchain}: {wheels[0].name}: {result}", markup=False)
             for line in found:
                 stdout.print(f"  {line}", markup=False)
     return 0 if same else 1

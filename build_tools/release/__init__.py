@@ -1,1 +1,1 @@
-"""Releases: versions, the files of a release, and a rehearsal of what users then get."""
+"""Releases: versions, the files of a release, and a rehearsal of what installers then choose."""

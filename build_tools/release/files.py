@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from build_tools.audit.auditor import audit
 from build_tools.audit.findings import ForeignError
+from build_tools.support.console import printable
 from build_tools.support.files import sha256
-from build_tools.support.text import printable
 from build_tools.wheel import archives, fingerprint
 from build_tools.wheel.archives import UnreadableError
 from build_tools.wheel.manifest import MANIFEST, NATIVE, PACKAGE

@@ -1,27 +1,26 @@
-"""A package index on loopback for rehearsals: pypiserver, with what it lacks in front of it.
+"""A package index on loopback for rehearsals: what publishers and installers ask of one, no more.
 
-pypiserver takes uploads and serves files with their hashes. The index that users meet also says
-which Python a file needs (PEP 503), what was yanked (PEP 592), and its files can be changed in
-storage: those three are added to its answers here.
+Files are taken as PyPI takes them; the listing gives each file's hash, the Python that it needs
+(PEP 503) and what was yanked (PEP 592). Files can be changed in storage, as an attacker would.
 """
 
 from __future__ import annotations
 
 import html
-import http.client
 import re
-import socket
-import subprocess
-import sys
 import threading
-import time
 import zipfile
 from dataclasses import dataclass, field
 from email.parser import BytesHeaderParser
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
+
 from build_tools.support.errors import ToolError
+from build_tools.support.files import sha256, write_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,11 +29,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 HOST = "127.0.0.1"
-LINK = re.compile(r'<a href="(?P<href>[^"]+)">(?P<file>[^<]+)</a>')
-STARTING = 60.0  # seconds
-# Whole answers only: ranges and conditions would be judged before the body is changed.
-PASSED_ON = ("content-type", "authorization")
-PASSED_BACK = ("content-type", "location")
+BOUNDARY = re.compile(r'boundary="?([^";]+)')
+FILENAME = re.compile(rb'name="content"; *filename="([^"/\\]+)"')
 
 
 @dataclass(kw_only=True)
@@ -52,9 +48,7 @@ class Index:
     folder: Path
     yanked: dict[str, str] = field(default_factory=dict)
     tampered: dict[str, bytes] = field(default_factory=dict)
-    backend: int = field(default=0, init=False)
     _server: ThreadingHTTPServer | None = field(default=None, init=False, repr=False)
-    _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
 
     @property
     def upload_url(self) -> str:
@@ -70,28 +64,10 @@ class Index:
         return f"{self.upload_url}simple/"
 
     def __enter__(self) -> Self:
-        """Start pypiserver, and listen in front of it, on free ports of the loopback interface.
-
-        Raises:
-            ToolError: pypiserver does not start.
-
-        """
+        """Listen on a free port of the loopback interface."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.backend = _free_port()
-        command = [
-            sys.executable, "-m", "pypiserver", "run", "--interface", HOST,
-            "--port", str(self.backend), "--authenticate", ".", "--passwords", ".",
-            "--disable-fallback", "--hash-algo", "sha256", str(self.folder),
-        ]  # fmt: skip
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            self._wait()
-            self._server = ThreadingHTTPServer((HOST, 0), type("Front", (_Front,), {"index": self}))
-        except BaseException:
-            self._stop()
-            raise
+        handler = type("Handler", (_Handler,), {"index": self})
+        self._server = ThreadingHTTPServer((HOST, 0), handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
@@ -101,101 +77,65 @@ class Index:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop both."""
+        """Stop listening."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
-        self._stop()
 
-    def ask(self, method: str, path: str, headers: dict[str, str], body: bytes | None) -> Answer:
-        """Return pypiserver's answer, with what it lacks."""
-        connection = http.client.HTTPConnection(HOST, self.backend, timeout=120)
-        try:
-            connection.request(method, path, body=body, headers=headers)
-            said = connection.getresponse()
-            found = Answer(status=said.status, headers=said.getheaders(), body=said.read())
-        finally:
-            connection.close()
-        if found.status != http.client.OK:
-            return found
-        if path.startswith("/simple/"):
-            text = LINK.sub(self._link, found.body.decode("utf-8"))
-            return Answer(status=found.status, headers=found.headers, body=text.encode("utf-8"))
-        content = self.tampered.get(path.rpartition("/")[2], found.body)
-        return Answer(status=found.status, headers=found.headers, body=content)
+    def listing(self, project: str) -> str:
+        """Return the page of ``project``, "" when there are no files of it."""
+        paths = [path for path in sorted(self.folder.iterdir()) if _project(path) == project]
+        return "".join(f"{self._link(path)}<br>\n" for path in paths)
 
-    def _link(self, match: re.Match[str]) -> str:
-        name = html.unescape(match["file"])
-        more = ""
-        needs = requires_python(self.folder / name)
-        if needs:
-            more += f' data-requires-python="{html.escape(needs)}"'
-        if name in self.yanked:
-            more += f' data-yanked="{html.escape(self.yanked[name])}"'
-        return f'<a href="{match["href"]}"{more}>{match["file"]}</a>'
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + STARTING
-        while not self._answers():
-            ended = self._process is None or self._process.poll() is not None
-            if ended or time.monotonic() > deadline:
-                msg = "pypiserver does not start; run `python -m pypiserver run` to see why"
-                raise ToolError(msg)
-            time.sleep(0.05)
-
-    def _answers(self) -> bool:
-        try:
-            self.ask("GET", "/health", {}, None)
-        except OSError:
-            return False
-        return True
-
-    def _stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-            self._process = None
+    def _link(self, path: Path) -> str:
+        needs, reason = requires_python(path), self.yanked.get(path.name)
+        marks = f' data-requires-python="{html.escape(needs)}"' if needs else ""
+        marks += f' data-yanked="{html.escape(reason)}"' if reason is not None else ""
+        return f'<a href="/files/{path.name}#sha256={sha256(path)}"{marks}>{path.name}</a>'
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a server said."""
-
-    status: int
-    headers: list[tuple[str, str]]
-    body: bytes
-
-
-class _Front(BaseHTTPRequestHandler):
-    """Passes requests on to ``index``, one connection each."""
-
+class _Handler(BaseHTTPRequestHandler):
     index: Index
 
     def do_GET(self) -> None:
-        self._pass_on("GET")
+        parts = PurePosixPath(self.path.partition("?")[0]).parts[1:]
+        content = b""
+        if len(parts) == 2 and parts[0] == "simple":
+            content = self.index.listing(canonicalize_name(parts[1])).encode()
+        elif len(parts) == 2 and parts[0] == "files":
+            path = self.index.folder / parts[1]
+            stored = path.read_bytes() if path.is_file() else b""
+            content = self.index.tampered.get(parts[1], stored)
+        kind = "text/html" if parts[:1] == ("simple",) else "application/octet-stream"
+        self._answer(HTTPStatus.OK if content else HTTPStatus.NOT_FOUND, content, kind)
 
     def do_HEAD(self) -> None:
-        self._pass_on("GET", send_body=False)
+        self.do_GET()
 
     def do_POST(self) -> None:
-        self._pass_on("POST")
+        boundary = BOUNDARY.search(self.headers.get("Content-Type", ""))
+        body = self._body()
+        for part in body.split(b"--" + boundary[1].encode()) if boundary else ():
+            head, _, content = part.partition(b"\r\n\r\n")
+            if name := FILENAME.search(head):
+                path = self.index.folder / name[1].decode("ascii", "replace")
+                if path.exists():
+                    self._answer(HTTPStatus.CONFLICT, b"a published file is never replaced")
+                    return
+                write_bytes(path, content.removesuffix(b"\r\n"))
+        self._answer(HTTPStatus.OK, b"")
 
     def log_message(self, *args: Any) -> None:
         """Say nothing; the rehearsal reports what matters."""
 
-    def _pass_on(self, method: str, *, send_body: bool = True) -> None:
-        body = self._body() if method == "POST" else None
-        kept = {k: v for k, v in self.headers.items() if k.lower() in PASSED_ON}
-        answer = self.index.ask(method, self.path, kept, body)
-        self.send_response(answer.status)
-        for name, value in answer.headers:
-            if name.lower() in PASSED_BACK:
-                self.send_header(name, value)
-        self.send_header("Content-Length", str(len(answer.body)))
+    def _answer(self, status: HTTPStatus, content: bytes, kind: str = "text/plain") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if send_body:
-            self.wfile.write(answer.body)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def _body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
@@ -208,16 +148,18 @@ class _Front(BaseHTTPRequestHandler):
         return b"".join(pieces)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _project(path: Path) -> str:
+    try:
+        if path.suffix == ".whl":
+            return parse_wheel_filename(path.name)[0]
+        return parse_sdist_filename(path.name)[0]
+    except ValueError:
+        return ""
 
 
 def requires_python(path: Path) -> str:
     """Return ``Requires-Python`` of the wheel at ``path``, "" for other files and without one."""
-    if path.suffix != ".whl" or not path.is_file():
+    if path.suffix != ".whl":
         return ""
     with zipfile.ZipFile(path) as archive:
         name = next((n for n in archive.namelist() if n.endswith(".dist-info/METADATA")), None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from packaging.version import InvalidVersion, Version
 
-from build_tools.release import assemble, changelog, files, recipients
+from build_tools.release import assemble, changelog, files, platform_matrix
 from build_tools.release.project import TAG_PREFIX
 from build_tools.support.errors import BuildToolsError
 from build_tools.support.process import capture
@@ -62,7 +62,7 @@ def answers(project: Project, *, tag: str | None = None, built: Path | None = No
         ("the tag is HEAD's", lambda: _tag(project, tag)),
         ("CHANGELOG.md has the version", lambda: _changelog(project)),
         ("workflows use pinned actions only", lambda: _pinned(project)),
-        ("the table of who gets what is kept", lambda: _table(project)),
+        ("the platform matrix is of this version", lambda: _table(project)),
     ]
     told = [_ask(condition, check) for condition, check in checks]
     if built is None:
@@ -170,11 +170,12 @@ def _pinned(project: Project) -> str:
 
 
 def _table(project: Project) -> str:
-    path = project.root / recipients.DOCUMENT
-    if not path.is_file() or recipients.version_of(path) != project.version:
-        msg = f"{recipients.DOCUMENT} is not of {project.version}: run `make rehearse`, commit it"
+    path = project.root / platform_matrix.DOCUMENT
+    if not path.is_file() or platform_matrix.version_of(path) != project.version:
+        wanted = platform_matrix.DOCUMENT
+        msg = f"{wanted} is not of {project.version}: run `make rehearse`, commit it"
         raise _Unmet(msg)
-    return recipients.DOCUMENT
+    return platform_matrix.DOCUMENT
 
 
 def _files(built: Path, project: Project) -> str:

@@ -1,4 +1,4 @@
-"""A release on this machine as far as it goes: files, an index on loopback, and its users."""
+"""A release on this machine as far as it goes: files, an index on loopback, and installers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
-from build_tools.release import files, project, recipients, standin, users
+from build_tools.release import files, installers, platform_matrix, project, standin
 from build_tools.release.errors import ReleaseError
 from build_tools.support import process
 from build_tools.support.console import say, step
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from build_tools.release.index import Index
+    from build_tools.release.installers import Environment
     from build_tools.release.project import Project
-    from build_tools.release.users import User
 
 ONLY_BEFORE = "only_in_the_previous_version.py"
 NOT_COPIED = (".git", ".venv*", "build", "dist", ".build", ".cache", "__pycache__", "*_cache")
@@ -103,22 +103,23 @@ def mirror(folder: Path, subject: Project, pythons: Iterable[Path], *, log: Path
             process.run(command, log=log)
 
 
-def publish(index: Index, paths: Iterable[Path]) -> users.Outcome:
+def publish(index: Index, paths: Iterable[Path]) -> installers.Outcome:
     """Upload ``paths`` as a publisher does."""
     command = [
-        users.uv(), "publish", "--publish-url", index.upload_url, "--trusted-publishing", "never",
+        installers.uv(), "publish", "--publish-url", index.upload_url,
+        "--trusted-publishing", "never",
         "--username", "rehearsal", "--password", "rehearsal", *map(str, paths),
     ]  # fmt: skip
     done = subprocess.run(
         command,
-        env=recipients.user_variables(index.url),
+        env=platform_matrix.installer_variables(index.url),
         check=False,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=300,
     )
-    return users.Outcome(status=done.returncode, text=done.stdout)
+    return installers.Outcome(status=done.returncode, text=done.stdout)
 
 
 def check_publishing(report: Report, index: Index, built: Built, subject: Project) -> None:
@@ -140,7 +141,7 @@ def check_publishing(report: Report, index: Index, built: Built, subject: Projec
         publish(index, [other])
         _require(sha256(index.folder / other.name) == before, "the file was replaced")
 
-    def gate() -> str:
+    def refuse() -> str:
         told = "\n".join(files.problems(built.release[0].parent, subject))
         standins = [p.name for p in built.release if standin.BUILD_TAG in p.name]
         missed = [
@@ -151,35 +152,35 @@ def check_publishing(report: Report, index: Index, built: Built, subject: Projec
 
     report.check("upload everything", upload)
     report.check("a published file cannot be replaced", replace)
-    report.check("stand-in wheels would not be published", gate)
+    report.check("stand-in wheels would not be published", refuse)
 
 
-def check_user(report: Report, user: User, subject: Project, *, native: str) -> None:
-    """Install, run, uninstall: what every user does."""
-    who = f"{user.installer}, Python {_short(user.python)}"
+def check_installation(report: Report, env: Environment, subject: Project, *, native: str) -> None:
+    """Install, run, uninstall: what every installer is asked for."""
+    who = f"{env.installer}, Python {_short(env.python)}"
 
     def install() -> str:
-        user.create()
-        user.install("qwen-mfa[cpu]")
-        _require(user.installed() == subject.version, f"got {user.installed()}")
-        _require(user.tag() == native, f"got the wheel {user.tag()}")
-        user.check_dependencies()
-        return user.tag()
+        env.create()
+        env.install("qwen-mfa[cpu]")
+        _require(env.installed() == subject.version, f"got {env.installed()}")
+        _require(env.tag() == native, f"got the wheel {env.tag()}")
+        env.check_dependencies()
+        return env.tag()
 
     def run() -> str:
-        told = user.run("--version").strip()
+        told = env.run("--version").strip()
         _require(told == f"qwen-mfa {subject.version}", told)
-        manifest = user.manifest()
+        manifest = env.manifest()
         if manifest is not None:
             _require(manifest["package"]["version"] == subject.version, str(manifest["package"]))
-        user.run("info")
-        user.run("selftest", "--image-tokens", TOKENS)
+        env.run("info")
+        env.run("selftest", "--image-tokens", TOKENS)
         return f"{told}; its manifest agrees; info and selftest pass"
 
     def uninstall() -> None:
-        before = user.files()
-        user.uninstall()
-        left = users.left_behind(before, user.files())
+        before = env.files()
+        env.uninstall()
+        left = installers.left_behind(before, env.files())
         _require(not left, f"left: {left[:5]}")
 
     report.check(f"{who}: install", install)
@@ -187,52 +188,52 @@ def check_user(report: Report, user: User, subject: Project, *, native: str) -> 
     report.check(f"{who}: uninstall leaves nothing", uninstall)
 
 
-def check_refused(report: Report, user: User, python: str) -> None:
+def check_refused(report: Report, env: Environment, python: str) -> None:
     """A Python that is too old is told so, and nothing is installed."""
 
     def refuse() -> str:
-        user.create()
-        done = user.try_install("--no-deps", "qwen-mfa")
-        _require(done.status != 0 and user.installed() is None, done.text)
+        env.create()
+        done = env.try_install("--no-deps", "qwen-mfa")
+        _require(done.status != 0 and env.installed() is None, done.text)
         return "refused"
 
-    report.check(f"{user.installer}, Python {python}, which is too old", refuse)
+    report.check(f"{env.installer}, Python {python}, which is too old", refuse)
 
 
-def check_versions(report: Report, user: User, subject: Project) -> None:
+def check_versions(report: Report, env: Environment, subject: Project) -> None:
     """Upgrade from the previous version; meet the yanked one."""
     below, above = project.neighbours(subject.version)
 
     def upgrade() -> str:
-        user.create()
-        user.install("--no-deps", f"qwen-mfa=={below}")
-        _require(any(ONLY_BEFORE in name for name in user.files()), "the previous lacks its file")
-        user.install("--no-deps", "--upgrade", "qwen-mfa")
-        _require(user.installed() == subject.version, f"got {user.installed()}")
-        left = [name for name in user.files() if Path(ONLY_BEFORE).stem in name]
+        env.create()
+        env.install("--no-deps", f"qwen-mfa=={below}")
+        _require(any(ONLY_BEFORE in name for name in env.files()), "the previous lacks its file")
+        env.install("--no-deps", "--upgrade", "qwen-mfa")
+        _require(env.installed() == subject.version, f"got {env.installed()}")
+        left = [name for name in env.files() if Path(ONLY_BEFORE).stem in name]
         _require(not left, f"of the previous version remain {left}")
         return f"{below} to {subject.version}, though {above} is there, yanked"
 
     def exact() -> str:
-        done = user.install("--no-deps", f"qwen-mfa=={above}")
-        _require(user.installed() == above, f"got {user.installed()}")
+        done = env.install("--no-deps", f"qwen-mfa=={above}")
+        _require(env.installed() == above, f"got {env.installed()}")
         _require("yanked" in done.text, f"no warning:\n{done.text}")
         return f"{above}, with a warning"
 
-    report.check(f"{user.installer}: upgrade", upgrade)
-    report.check(f"{user.installer}: a yanked version only when asked for exactly", exact)
+    report.check(f"{env.installer}: upgrade", upgrade)
+    report.check(f"{env.installer}: a yanked version only when asked for exactly", exact)
 
 
-def check_damage(report: Report, user: User, index: Index, wheel: Path) -> None:
+def check_damage(report: Report, env: Environment, index: Index, wheel: Path) -> None:
     """Files that were exchanged after the upload are refused by hash."""
     name = wheel.name
-    requirement = user.folder.parent / f"{user.folder.name}-requirements.txt"
+    requirement = env.folder.parent / f"{env.folder.name}-requirements.txt"
 
     def in_storage() -> None:
-        user.create()
+        env.create()
         index.tampered[name] = _with_other_code(wheel)
         try:
-            _refused(user, "--no-deps", "qwen-mfa")
+            _refused(env, "--no-deps", "qwen-mfa")
         finally:
             del index.tampered[name]
 
@@ -240,29 +241,29 @@ def check_damage(report: Report, user: User, index: Index, wheel: Path) -> None:
         requirement.write_text(
             f"qwen-mfa=={_version(wheel)} --hash=sha256:{sha256(wheel)}\n", encoding="utf-8"
         )
-        user.install("--no-deps", "--require-hashes", "-r", str(requirement))
-        user.uninstall()
+        env.install("--no-deps", "--require-hashes", "-r", str(requirement))
+        env.uninstall()
         requirement.write_text(
             f"qwen-mfa=={_version(wheel)} --hash=sha256:{'0' * 64}\n", encoding="utf-8"
         )
-        _refused(user, "--no-deps", "--require-hashes", "-r", str(requirement))
+        _refused(env, "--no-deps", "--require-hashes", "-r", str(requirement))
 
-    report.check(f"{user.installer}: a file exchanged after the upload is refused", in_storage)
-    report.check(f"{user.installer}: another file than SHA256SUMS names is refused", by_checksum)
+    report.check(f"{env.installer}: a file exchanged after the upload is refused", in_storage)
+    report.check(f"{env.installer}: another file than SHA256SUMS names is refused", by_checksum)
 
 
-def check_sdist(report: Report, user: User, subject: Project, *, native: str) -> None:
+def check_sdist(report: Report, env: Environment, subject: Project, *, native: str) -> None:
     """Build from the source distribution, as pip does where there is no wheel."""
 
     def install() -> str:
-        user.create()
-        user.install("--no-binary", "qwen-mfa", "qwen-mfa[cpu]")
-        _require(user.installed() == subject.version, f"got {user.installed()}")
-        _require(user.manifest() is not None or native.endswith("any"), "it carries no library")
-        user.run("selftest", "--image-tokens", TOKENS)
-        return user.tag()
+        env.create()
+        env.install("--no-binary", "qwen-mfa", "qwen-mfa[cpu]")
+        _require(env.installed() == subject.version, f"got {env.installed()}")
+        _require(env.manifest() is not None or native.endswith("any"), "it carries no library")
+        env.run("selftest", "--image-tokens", TOKENS)
+        return env.tag()
 
-    report.check(f"{user.installer}: build from the source distribution", install)
+    report.check(f"{env.installer}: build from the source distribution", install)
 
 
 def _with_other_code(wheel: Path) -> bytes:
@@ -276,11 +277,11 @@ def _with_other_code(wheel: Path) -> bytes:
         return copy.read_bytes()
 
 
-def _refused(user: User, *arguments: str) -> None:
-    done = user.try_install(*arguments)
+def _refused(env: Environment, *arguments: str) -> None:
+    done = env.try_install(*arguments)
     _require(done.status != 0, "it was installed")
     _require(re.search("hash", done.text, re.IGNORECASE) is not None, done.text)
-    _require(user.installed() is None, "something was installed all the same")
+    _require(env.installed() is None, "something was installed all the same")
 
 
 def front_end(root: Path, out: Path, what: list[str], native: str, log: Path) -> Path:

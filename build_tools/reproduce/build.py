@@ -39,7 +39,7 @@ class Circumstances:
 
     Attributes:
         folder: Where the clone lies, below the work folder.
-        door: "pip" for `pip wheel .`, "build" for `python -m build` (sdist, then wheel from it).
+        front_end: "pip" for `pip wheel .`, "build" for `python -m build` (sdist, wheel from it).
         umask: In octal digits.
         cpus: "all" or "one".
         clock: Offset for faketime, where that is installed; "" for none.
@@ -49,7 +49,7 @@ class Circumstances:
     """
 
     folder: str
-    door: str
+    front_end: str
     umask: str
     cpus: str
     clock: str
@@ -63,13 +63,13 @@ class Circumstances:
         )
         files = "files of 2001" if self.old_files else "files of now"
         told = " ".join(f"{name}={value}" for name, value in sorted(self.variables.items()))
-        door = "pip wheel ." if self.door == "pip" else "python -m build"
-        return f"{door}: umask {self.umask}, {self.cpus} CPU, {clock}, {files}, {told}"
+        front_end = "pip wheel ." if self.front_end == "pip" else "python -m build"
+        return f"{front_end}: umask {self.umask}, {self.cpus} CPU, {clock}, {files}, {told}"
 
 
 PLAIN = Circumstances(
     folder="a",
-    door="pip",
+    front_end="pip",
     umask="022",
     cpus="all",
     clock="",
@@ -85,7 +85,7 @@ PLAIN = Circumstances(
 )
 STRANGE = Circumstances(
     folder="another/folder/much/further/down/and/of/quite/another/name/clone-2",
-    door="build",
+    front_end="build",
     umask="077",
     cpus="one",
     clock="+26h",
@@ -146,7 +146,7 @@ def build(
     tree = work / how.folder
     home = work / f"home-{how.variables['USER']}"
     out = work / f"out-{how.variables['USER']}"
-    log = ROOT / "build" / f"reproduce-{toolchain}-{how.door}.log"
+    log = ROOT / "build" / f"reproduce-{toolchain}-{how.front_end}.log"
     log.unlink(missing_ok=True)
     for folder in (home, out):
         folder.mkdir(parents=True)
@@ -168,16 +168,16 @@ def build(
 
 def _command(tree: Path, how: Circumstances, out: Path, *, isolated: bool) -> list[str]:
     python = sys.executable
-    doors = {
+    commands = {
         "pip": [python, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(out), "."],
         "build": [python, "-m", "build", "--outdir", str(out), str(tree)],
     }
     if not isolated:
-        doors["pip"].append("--no-build-isolation")
-        doors["build"] += ["--no-isolation", "--skip-dependency-check"]
+        commands["pip"].append("--no-build-isolation")
+        commands["build"] += ["--no-isolation", "--skip-dependency-check"]
     faketime = shutil.which("faketime") if how.clock else None
     shifted = [faketime, "-f", how.clock] if faketime else []
-    return [*shifted, python, "-c", LAUNCHER, how.umask, how.cpus, *doors[how.door]]
+    return [*shifted, python, "-c", LAUNCHER, how.umask, how.cpus, *commands[how.front_end]]
 
 
 def _environment(

@@ -13,8 +13,8 @@ from elftools.elf.elffile import ELFFile
 
 from build_tools.binaries import elf, macho
 from build_tools.binaries.reader import Malformed
+from build_tools.support.console import printable
 from build_tools.support.errors import BuildToolsError
-from build_tools.support.text import printable
 from build_tools.wheel.archives import ARCHIVE_ERRORS
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from build_tools.reproduce.build import ReproduceError
+from build_tools.support.console import printable
 from build_tools.support.paths import ROOT
 from build_tools.support.process import capture
-from build_tools.support.text import printable
 from build_tools.wheel import archives, canonical, fingerprint, manifest
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from build_tools.support.console import printable
 from build_tools.support.errors import BuildToolsError
-from build_tools.support.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,7 +98,7 @@ def read(path: Path) -> Archive:
             moment = moment or time
             entries[entry_name] = entry
     except ARCHIVE_ERRORS as error:
-        msg = f"{name} cannot be read: {printable(str(error))}. {again}"
+        msg = f"{name} cannot be read: {printable(str(error)[:400])}. {again}"
         raise UnreadableError(msg) from error
     return Archive(data=data, entries=entries, moment=moment)
 

@@ -21,8 +21,8 @@ import zlib
 from typing import TYPE_CHECKING
 
 from build_tools.support import files
+from build_tools.support.console import printable
 from build_tools.support.errors import BuildToolsError
-from build_tools.support.text import printable
 from build_tools.wheel.archives import Entry, UnreadableError, read
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from build_tools.release import files, recipients, rehearsal, standin, users
+from build_tools.release import files, installers, platform_matrix, rehearsal, standin
 from build_tools.release.errors import ReleaseError
 from build_tools.release.index import HOST, Index
-from build_tools.release.recipients import MACHINES, Machine, Row
+from build_tools.release.installers import Environment
+from build_tools.release.platform_matrix import MACHINES, Machine, Row
 from build_tools.release.rehearsal import Report
-from build_tools.release.users import User
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,9 +39,9 @@ def _read(url: str) -> str:
         return str(answer.read().decode("utf-8"))
 
 
-def _user(folder: Path, index: Index, installer: str) -> User:
+def _environment(folder: Path, index: Index, installer: str) -> Environment:
     python = Path(sys.executable).resolve()
-    return User(folder=folder / installer, python=python, installer=installer, url=index.url)
+    return Environment(folder=folder / installer, python=python, installer=installer, url=index.url)
 
 
 def test_the_index_listens_on_loopback_only(index: Index) -> None:
@@ -65,59 +65,59 @@ def test_nothing_is_served_after_it_was_closed(dist: Path, tmp_path: Path) -> No
         _read(url)
 
 
-def test_who_gets_what(index: Index, subject: Project, root: Path) -> None:
-    rows = recipients.rows(subject.version, url=index.url, ask_mlx=False)
-    assert recipients.surprises(rows) == []
-    documented = recipients.pairs(root / recipients.DOCUMENT)
+def test_each_platform_gets_its_wheel(index: Index, subject: Project, root: Path) -> None:
+    rows = platform_matrix.rows(subject.version, url=index.url, ask_mlx=False)
+    assert platform_matrix.surprises(rows) == []
+    documented = platform_matrix.pairs(root / platform_matrix.DOCUMENT)
     assert documented == {row.machine.name: row.gets for row in rows}
 
 
 def test_surprises_are_told() -> None:
-    machine = Machine(name="X", platforms=("win_amd64",), expected=recipients.METAL)
+    machine = Machine(name="X", platforms=("win_amd64",), expected=platform_matrix.METAL)
     row = Row(machine=machine, file="qwen_mfa-1.0-py3-none-any.whl", mlx=None)
-    (told,) = recipients.surprises([row])
+    (told,) = platform_matrix.surprises([row])
     assert told == "X gets qwen_mfa-1.0-py3-none-any.whl, not the wheel with: Metal engine"
 
 
 def test_a_machine_without_a_file(index: Index) -> None:
     with pytest.raises(ReleaseError, match="No matching distribution"):
-        recipients.choose(MACHINES[0], "99.0", url=index.url)
+        platform_matrix.choose(MACHINES[0], "99.0", url=index.url)
 
 
 def test_the_document_is_read_back(tmp_path: Path) -> None:
     rows = [Row(machine=each, file="qwen_mfa-1.0-py3-none-any.whl", mlx=True) for each in MACHINES]
     path = tmp_path / "page.md"
-    path.write_text(recipients.document(rows, "1.0"), encoding="utf-8")
-    assert recipients.version_of(path) == "1.0"
-    assert recipients.pairs(path) == {each.name: recipients.MLX_ONLY for each in MACHINES}
+    path.write_text(platform_matrix.document(rows, "1.0"), encoding="utf-8")
+    assert platform_matrix.version_of(path) == "1.0"
+    assert platform_matrix.pairs(path) == {each.name: platform_matrix.MLX_ONLY for each in MACHINES}
 
 
-@pytest.mark.parametrize("installer", users.INSTALLERS)
-def test_a_user(index: Index, subject: Project, tmp_path: Path, installer: str) -> None:
-    user = _user(tmp_path, index, installer)
-    user.create()
-    user.install("--no-deps", "qwen-mfa")
-    assert user.installed() == subject.version
-    manifest = user.manifest()
+@pytest.mark.parametrize("installer", installers.INSTALLERS)
+def test_an_installation(index: Index, subject: Project, tmp_path: Path, installer: str) -> None:
+    environment = _environment(tmp_path, index, installer)
+    environment.create()
+    environment.install("--no-deps", "qwen-mfa")
+    assert environment.installed() == subject.version
+    manifest = environment.manifest()
     assert manifest is None or manifest["engine"] == standin.ENGINE
-    before = user.files()
-    assert users.left_behind(before, before)
-    user.uninstall()
-    assert users.left_behind(before, user.files()) == []
+    before = environment.files()
+    assert installers.left_behind(before, before)
+    environment.uninstall()
+    assert installers.left_behind(before, environment.files()) == []
 
 
-@pytest.mark.parametrize("installer", users.INSTALLERS)
+@pytest.mark.parametrize("installer", installers.INSTALLERS)
 def test_an_exchanged_file_is_refused(
     index: Index, dist: Path, tmp_path: Path, installer: str
 ) -> None:
     report = Report()
-    user = _user(tmp_path, index, installer)
-    probe = _user(tmp_path / "probe", index, "uv")
+    environment = _environment(tmp_path, index, installer)
+    probe = _environment(tmp_path / "probe", index, "uv")
     probe.create()
     probe.install("--no-deps", "qwen-mfa")
     platform = probe.tag().rpartition("-")[2]
     (wheel,) = dist.glob(f"*-{platform}.whl")
-    rehearsal.check_damage(report, user, index, wheel)
+    rehearsal.check_damage(report, environment, index, wheel)
     assert report.failed == []
     assert len(report.passed) == 2
 
@@ -139,11 +139,11 @@ def test_a_failure_is_reported_and_does_not_stop(capsys: pytest.CaptureFixture[s
 def test_left_behind() -> None:
     before = {"lib/a.py"}
     after = {"lib/a.py", "lib/__pycache__/a.pyc", "lib/new.txt", "lib/qwen_mfa/__pycache__"}
-    assert users.left_behind(before, after) == ["lib/new.txt", "lib/qwen_mfa/__pycache__"]
+    assert installers.left_behind(before, after) == ["lib/new.txt", "lib/qwen_mfa/__pycache__"]
 
 
 def test_the_pythons_of_this_machine() -> None:
-    found = users.pythons()
+    found = installers.pythons()
     assert f"3.{sys.version_info.minor}" in found
     for version, path in found.items():
         done = subprocess.run(

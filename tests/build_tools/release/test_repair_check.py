@@ -1,4 +1,4 @@
-"""auditwheel and delocate as witnesses: real auditwheel here, and stand-ins that misbehave."""
+"""What auditwheel has to confirm: the real one, and stand-ins that misbehave."""
 
 from __future__ import annotations
 

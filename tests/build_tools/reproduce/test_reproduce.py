@@ -28,7 +28,7 @@ in_a_clone = pytest.mark.skipif(
 
 
 def test_nothing_in_common() -> None:
-    for field in ("folder", "door", "umask", "cpus", "clock", "old_files"):
+    for field in ("folder", "front_end", "umask", "cpus", "clock", "old_files"):
         assert getattr(PLAIN, field) != getattr(STRANGE, field), field
     assert PLAIN.variables.keys() == STRANGE.variables.keys()
     for name, value in PLAIN.variables.items():

@@ -1,4 +1,4 @@
-"""The wheel as a file, and through every front door."""
+"""The wheel as a file, and through every front end."""
 
 from __future__ import annotations
 
@@ -220,9 +220,9 @@ def unpacked(path: Path) -> dict[str, bytes]:
 
 @pytest.mark.usefixtures("in_tree")
 @pytest.mark.slow
-@pytest.mark.parametrize("door", ["pip wheel", "build from sdist", "pip install"])
-def test_every_front_door_gives_the_same_wheel(
-    door: str, wheel: Path, root: Path, tmp_path: Path
+@pytest.mark.parametrize("front_end", ["pip wheel", "build from sdist", "pip install"])
+def test_every_front_end_gives_the_same_wheel(
+    front_end: str, wheel: Path, root: Path, tmp_path: Path
 ) -> None:
     env = {**os.environ, "PIP_CONSTRAINT": str(root / "requirements" / "constraints.txt")}
     pip = [sys.executable, "-m", "pip"]
@@ -230,9 +230,9 @@ def test_every_front_door_gives_the_same_wheel(
     def run(*command: str) -> None:
         subprocess.run(command, env=env, cwd=root, check=True, capture_output=True)
 
-    if door == "pip wheel":
+    if front_end == "pip wheel":
         run(*pip, "wheel", "--no-deps", "-w", str(tmp_path), ".")
-    elif door == "build from sdist":
+    elif front_end == "build from sdist":
         run(sys.executable, "-m", "build", "--outdir", str(tmp_path))
     else:
         run(*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), ".")

@@ -1,4 +1,4 @@
-"""Users: a Python of this machine, an installer, a clean environment, one index."""
+"""Installer environments: a Python of this machine, pip or uv, nothing of ours, one index."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build_tools.release.recipients import user_variables
+from build_tools.release.platform_matrix import installer_variables
 from build_tools.support.errors import ToolError
 
 VERSION = re.compile(r"python(3\.\d+)")
@@ -29,8 +29,8 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class User:
-    """One user: nothing of this project's clone or of the machine's settings reaches them."""
+class Environment:
+    """One environment: nothing of the clone or of the machine's settings reaches it."""
 
     folder: Path
     python: Path
@@ -122,7 +122,7 @@ class User:
         return found
 
     def _run(self, command: list[str]) -> Outcome:
-        env = user_variables(self.url)
+        env = installer_variables(self.url)
         env["HOME"] = str(self.folder / "home")
         done = subprocess.run(
             command,

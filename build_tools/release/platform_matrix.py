@@ -1,4 +1,4 @@
-"""Who gets what: which of a release's files an installer chooses for which machine."""
+"""The platform matrix: which of a release's files an installer chooses for which machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from build_tools.release.errors import ReleaseError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-DOCUMENT = "docs/who-gets-what.md"
+DOCUMENT = "docs/platforms.md"
 MARK = re.compile(r"^<!-- version: (?P<version>\S+) -->$", re.MULTILINE)
 PYTHON = "3.13"
 OLDEST_GLIBC_MINOR = 17
@@ -95,7 +95,7 @@ def choose(machine: Machine, version: str, *, url: str) -> str:
         done = _pip(
             ["download", "--no-deps", "--quiet", "--dest", folder, *_target(machine)],
             f"qwen-mfa=={version}",
-            variables=user_variables(url),
+            variables=installer_variables(url),
         )
         found = [path.name for path in Path(folder).iterdir()]
         if done.returncode != 0 or len(found) != 1:
@@ -144,7 +144,7 @@ def surprises(found: Iterable[Row]) -> list[str]:
 def document(found: Iterable[Row], version: str) -> str:
     """Return the page of the documentation."""
     lines = [
-        "# Who gets what",
+        "# Platforms",
         "",
         f"<!-- version: {version} -->",
         f"Written by `make rehearse` for version {version}: what pip chose for each of these",
@@ -179,7 +179,7 @@ def version_of(path: Path) -> str | None:
     return match["version"] if match else None
 
 
-def user_variables(url: str) -> dict[str, str]:
+def installer_variables(url: str) -> dict[str, str]:
     """Return the environment of a user who knows one index and nothing else of this machine."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
     return {
