@@ -7,8 +7,13 @@ import importlib
 import sys
 from typing import Protocol, cast
 
-from build_tools.support import process
-from build_tools.support.console import say
+try:
+    from build_tools.support import process
+    from build_tools.support.console import say
+except ModuleNotFoundError as error:
+    missing = f"error: {error}. Set up the clone's environment by `make setup`, then run"
+    sys.exit(f"{missing} .venv/bin/python -m build_tools")
+
 from build_tools.support.errors import BuildToolsError
 from build_tools.support.paths import ROOT
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
-from build_tools.audit.contents import check_sdist, check_wheel
+from build_tools.audit.contents import LIBRARY, check_sdist, check_wheel
 from build_tools.audit.findings import AuditError, Finding, ForeignError, found
 from build_tools.audit.libraries import check_library
 from build_tools.audit.metadata import Identity, check_metadata, check_wheel_file
@@ -103,7 +103,7 @@ def _check(name: str, archive: Archive, identity: Identity) -> Iterator[Finding]
         yield from check_wheel(archive, identity)
         yield from check_wheel_file(archive, identity)
         for file in sorted(entries):
-            if file.startswith(f"{manifest.NATIVE}/libMFAFFI."):
+            if file.startswith(LIBRARY):
                 declared = archive.text(manifest.DECLARATIONS)
                 yield from check_library(file, entries[file].content, identity, declared)
     yield from check_metadata(archive, identity)

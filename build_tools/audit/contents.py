@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from build_tools.audit.findings import Finding, found
+from build_tools.binaries import elf, macho
 from build_tools.binaries.build_paths import build_paths
 from build_tools.native import shaders
 from build_tools.wheel import canonical, manifest, sbom
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from build_tools.wheel.archives import Archive
 
 MODULE = re.compile(rf"{manifest.PACKAGE}/(\w+/)*\w+\.py")
+LIBRARY = f"{manifest.NATIVE}/libMFAFFI."
 # What METADATA says after its fields is prose, in which paths are examples.
 PROSE = "/METADATA"
 SDIST_FILES = ("LICENSE", "PKG-INFO", "pyproject.toml", "setup.py", "swift_pkg/Package.swift")
@@ -37,11 +39,7 @@ def check_wheel(archive: Archive, identity: Identity) -> Iterator[Finding]:
     if identity.platform != "any":
         expected |= {manifest.MANIFEST, f"{info}/sboms/{sbom.NAME}"}
         expected |= {f"{manifest.NATIVE}/{name}" for name in _hashes(facts)}
-    for name in sorted(expected - entries.keys()):
-        yield found("file-missing", name, "it is not there")
-    for name in sorted(entries.keys() - expected):
-        if not MODULE.fullmatch(name) or name.startswith(f"{manifest.NATIVE}/"):
-            yield found("file-unexpected", name, "it is there")
+    yield from _listed(archive, expected)
     if f"{info}/RECORD" in entries:
         yield from _record(archive, f"{info}/RECORD")
     if identity.platform != "any":
@@ -49,11 +47,24 @@ def check_wheel(archive: Archive, identity: Identity) -> Iterator[Finding]:
         yield from _sbom(archive, f"{info}/sboms/{sbom.NAME}", facts)
     yield from _packs(archive)
     for name, entry in entries.items():
-        data = entry.content
         if name.startswith((f"{manifest.NATIVE}/", f"{info}/")) and not name.endswith(PROSE):
-            paths = build_paths(data)
+            paths = build_paths(entry.content)
             if paths:
                 yield found("build-path", name, f"it names {paths}")
+
+
+def _listed(archive: Archive, expected: set[str]) -> Iterator[Finding]:
+    entries = archive.entries
+    for name in sorted(expected - entries.keys()):
+        yield found("file-missing", name, "it is not there")
+    for name in sorted(entries.keys() - expected):
+        if not MODULE.fullmatch(name) or name.startswith(f"{manifest.NATIVE}/"):
+            yield found("file-unexpected", name, "it is there")
+    for name, entry in entries.items():
+        # One library: what the manifest names beside it are texts, resources and shader packs.
+        head = entry.content[:8]
+        if (elf.is_elf(head) or macho.is_macho(head)) and not name.startswith(LIBRARY):
+            yield found("file-unexpected", name, "it is native code, and not the library")
 
 
 def check_sdist(archive: Archive, identity: Identity) -> Iterator[Finding]:

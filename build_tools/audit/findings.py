@@ -51,7 +51,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "shader-pack": (
         "A shader pack's index is malformed, or does not fit the files beside it.",
-        "Make the pack again: python -m build_tools shaders pack.",
+        "Make the pack again: .venv/bin/python -m build_tools shaders pack.",
     ),
     "build-path": (
         "Paths of the machine that built the wheel stand in the file.",
@@ -75,11 +75,11 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "rpath": (
         "The library has a run path: another user's file may be found there.",
-        "Remove it: python -m build_tools relocate.",
+        "Remove it: .venv/bin/python -m build_tools relocate.",
     ),
     "install-name": (
         "The library's own name is not the one that it has in the wheel.",
-        "Set it: python -m build_tools relocate; on Linux, -soname.",
+        "Set it: .venv/bin/python -m build_tools relocate; on Linux, -soname.",
     ),
     "hardening": (
         "Memory is writable and executable, or relocated data stays writable.",
@@ -91,7 +91,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "signature": (
         "The code signature is missing or does not fit the file; macOS kills what loads it.",
-        "Sign again after the last change: python -m build_tools relocate.",
+        "Sign again after the last change: .venv/bin/python -m build_tools relocate.",
     ),
     "abi-missing": (
         "The library does not export a function that the package declares.",

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools.source import fetch
+from build_tools.source import fetch, overlay
 from build_tools.source import lock as locks
 from build_tools.support import paths
 
 if TYPE_CHECKING:
     import argparse
-
-OVERLAY = paths.ROOT / "swift_pkg" / "overlay"
 
 
 def add_lock(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +36,7 @@ def add_overlay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overlay",
         type=Path,
-        default=OVERLAY,
+        default=overlay.FOLDER,
         metavar="DIR",
         help="the repairs; default: %(default)s",
     )

@@ -109,12 +109,11 @@ def _library(path: Path, sha256: str) -> dict[str, Any]:
 
 def _build_metal() -> MetalBuilt:
     # Imported here: what they need is not there where wheels are built for Linux.
-    from build_tools.commands.common import OVERLAY  # noqa: PLC0415
     from build_tools.native import metal  # noqa: PLC0415
     from build_tools.source import fetch, lock, overlay, remotes  # noqa: PLC0415
 
     work = paths.ROOT / "build" / "native"
     request = metal.Request(
-        lock=lock.load(), repairs=overlay.load(OVERLAY), cache=fetch.CACHE, work=work
+        lock=lock.load(), repairs=overlay.load(overlay.FOLDER), cache=fetch.CACHE, work=work
     )
     return metal.build(request, remotes=remotes.from_environment())

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from build_tools.support import files
+from build_tools.support import files, paths
 from build_tools.support.errors import OverlayError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+FOLDER = paths.ROOT / "swift_pkg" / "overlay"
 SCHEMA = 1
 DATA = "overlay.toml"
 

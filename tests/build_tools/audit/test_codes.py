@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 import zipfile
@@ -123,6 +124,19 @@ case(
 for extra in ("other/__init__.py", "qwen_mfa/secret.key", f"{NATIVE}/libMFAFFI.so"):
     recipe("file-unexpected", extra, files={extra: b"x"})
 library("file-unexpected", "beside the library", files={f"{NATIVE}/more.py": b"x"})
+case(
+    "file-unexpected",
+    "another library that the manifest names",
+    lambda f: linux(
+        files={f"{NATIVE}/libother.so": engine()},
+        facts={
+            "files": {
+                each: hashlib.sha256(engine()).hexdigest()
+                for each in ("libMFAFFI.so", "libother.so")
+            }
+        },
+    ).write(f),
+)
 case("file-unexpected", "outside of an sdist", lambda f: sdist(f, {"setup.py": b"x"}))
 
 recipe("metadata", "no METADATA", files={f"{INFO}/METADATA": b"Name: qwen-mfa\n"})
