@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from build_tools.source import fetch, overlay
 from build_tools.source import lock as locks
-from build_tools.support import paths
 
 if TYPE_CHECKING:
     import argparse
