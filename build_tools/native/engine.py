@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from build_tools.native.metal import Built as MetalBuilt
+    from build_tools.native.cache import Built
 
 ENGINE = "QWEN_MFA_ENGINE"
 CHOICES = ("auto", "metal", "portable")
+# Of a library's manifest, what the wheel's says too.
+FACTS = (
+    "engine", "built_by", "compiler", "flags", "sources", "pin", "overlay", "toolchain",
+    "environment", "shader_packs",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,53 +66,32 @@ def build(environ: Mapping[str, str] = os.environ) -> Native | None:
     wants_metal = portable.SYSTEM == "darwin" and portable.CHOICE not in environ
     if choice == "metal" or (choice == "auto" and wants_metal):
         try:
-            return from_metal(_build_metal())
+            return describe(_build_metal())
         except ToolchainError as error:
             if choice == "metal":
                 raise
             say(f"Not building the Metal library: {error}")
             say("Building the portable engine instead; on a Mac with a GPU, MLX will compute.")
     built = portable.build()
-    return None if built is None else from_portable(built)
+    return None if built is None else describe(built)
 
 
-def from_portable(built: portable.Built) -> Native:
-    """Describe a portable library."""
-    return Native(
-        library=built.library,
-        files={built.library.name: built.library},
-        facts={
-            "engine": "portable",
-            "built_by": built.built_by,
-            "compiler": built.compiler,
-            "flags": built.flags,
-            "sources": built.sources,
-            "library": _library(built.library, built.sha256),
-        },
-    )
-
-
-def from_metal(built: MetalBuilt) -> Native:
-    """Describe a Metal library: its resources, shader packs and licences go with it."""
+def describe(built: Built) -> Native:
+    """Describe a finished library: its resources, shader packs and licences go with it."""
     told = built.manifest
-    # The runtime reads the wheel's own manifest, which takes the place of the build's.
-    kept = ("engine", "built_by", "flags", "pin", "overlay", "toolchain", "environment")
+    facts = {name: told[name] for name in FACTS if name in told}
+    if "toolchain" in told:
+        facts["compiler"] = ", ".join(f"{k} {v}" for k, v in told["toolchain"].items())
+    size = built.library.stat().st_size
     return Native(
         library=built.library,
+        # The wheel's own manifest takes the place of the build's.
         files={name: built.folder / name for name in told["files"]},
-        facts={
-            **{name: told[name] for name in (*kept, "shader_packs")},
-            "compiler": ", ".join(f"{k} {v}" for k, v in told["toolchain"].items()),
-            "library": _library(built.library, told["library"]["sha256"]),
-        },
+        facts={**facts, "library": {**told["library"], "size": size}},
     )
 
 
-def _library(path: Path, sha256: str) -> dict[str, Any]:
-    return {"file": path.name, "sha256": sha256, "size": path.stat().st_size}
-
-
-def _build_metal() -> MetalBuilt:
+def _build_metal() -> Built:
     # Imported here: what they need is not there where wheels are built for Linux.
     from build_tools.native import metal  # noqa: PLC0415
     from build_tools.source import fetch, lock, overlay, remotes  # noqa: PLC0415

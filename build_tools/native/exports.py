@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
-import re
 from typing import TYPE_CHECKING
 
+from build_tools.source.header import declared
 from build_tools.support import process
 from build_tools.support.errors import BuildError
 
@@ -15,13 +15,6 @@ if TYPE_CHECKING:
 NM_HINT = "Debian: `apt-get install binutils`; macOS: `xcode-select --install`."
 # What the overlay adds to upstream's header.
 OVERLAY = ("mfa_shader_origins",)
-_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
-_FUNCTION = re.compile(r"\b(mfa_\w+)\s*\(")
-
-
-def declared(header: str) -> list[str]:
-    """Return the functions that a C header declares, sorted."""
-    return sorted(set(_FUNCTION.findall(_COMMENT.sub(" ", header))))
 
 
 def exported(library: Path) -> set[str]:

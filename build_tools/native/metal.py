@@ -8,28 +8,26 @@ library (the accessor of its resource bundle). A result is cached by everything 
 from __future__ import annotations
 
 import calendar
-import json
 import os
 import platform
 import shutil
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from build_tools.binaries.relocate import macho
-from build_tools.native import exports, shaders, toolchain, typecheck
+from build_tools.native import cache, exports, shaders, toolchain, typecheck
 from build_tools.source import fetch, overlay
 from build_tools.support import files, paths, process
-from build_tools.support.console import say, step
+from build_tools.support.console import step
 from build_tools.support.errors import BuildError, ToolError
+from build_tools.support.flock import locked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from build_tools.native.cache import Built
     from build_tools.native.toolchain import Toolchain
     from build_tools.source.fetch import Source
     from build_tools.source.lock import Lock
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
 
 # World-known on purpose: two users of two machines get the same bytes.
 CANONICAL = Path("/var/tmp/qwen-mfa-build")  # noqa: S108 - ownership is checked before use
-MANIFEST = "manifest.json"
 SCHEMA = 1
 # No debug information: it names folders, and nothing of it is shipped.
 FLAGS = ("-Xswiftc", "-gnone", "-Xcc", "-g0")
@@ -49,15 +46,6 @@ MACOS_FLAGS = (
 MINIMUM_OS = (15, 0)  # what upstream's Package.swift asks for, and the wheel's tag says
 PASSED_ON = ("PATH", "HOME", "TMPDIR", "DEVELOPER_DIR")
 SHOWN_ERRORS = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Built:
-    """A finished library with its resources and licences, in one folder."""
-
-    folder: Path
-    library: Path
-    manifest: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,30 +83,18 @@ def build(request: Request, *, remotes: Remotes | None = None) -> Built:
     tools = toolchain.check(request.lock.requires)
     tree = fetch.obtain(request.lock, cache=request.cache, remotes=remotes)
     inputs = _inputs(request, tools)
-    key = files.digest([json.dumps(inputs, sort_keys=True)])
-    target = request.work / f"metal-{key[:16]}"
-    request.work.mkdir(parents=True, exist_ok=True)
-    with FileLock(request.work / f"{target.name}.lock"):
-        for stale in request.work.glob(f".{target.name}.*"):
-            files.remove_tree(stale)
-        built = _cached(target)
-        if built is not None:
-            say(f"native library {target.name}: cached")
-            return built
-        files.remove_tree(target)
+
+    def make(stage: Path) -> tuple[Path, dict[str, Any]]:
         try:
-            _build(request, tree, tools, inputs, target)
+            return _build(request, tree, tools, inputs, stage)
         except OSError as error:
             msg = (
                 f"the library could not be built in {request.canonical} for {request.work}: "
                 f"{error}. Free some room, or choose other folders (--build-root, --work)."
             )
             raise BuildError(msg) from error
-    built = _cached(target)
-    if built is None:
-        msg = f"{target} was changed while it was written; run the build again"
-        raise BuildError(msg)
-    return built
+
+    return cache.obtain(request.work / f"metal-{cache.key(inputs)}", make)
 
 
 def _inputs(request: Request, tools: Toolchain) -> dict[str, Any]:
@@ -158,21 +134,13 @@ def _determinism(lock: Lock) -> dict[str, str]:
 
 
 def _build(
-    request: Request,
-    tree: Source,
-    tools: Toolchain,
-    inputs: dict[str, Any],
-    target: Path,
-) -> None:
-    with (
-        FileLock(request.canonical.with_suffix(".lock"), mode=0o666),
-        tempfile.TemporaryDirectory(dir=request.work, prefix=f".{target.name}.") as temporary,
-    ):
+    request: Request, tree: Source, tools: Toolchain, inputs: dict[str, Any], stage: Path
+) -> tuple[Path, dict[str, Any]]:
+    with locked(request.canonical.with_suffix(".lock")):
         room = _private_folder(request.canonical)
         try:
             typecheck.stage(tree, request.repairs, room / "source")
             products = _compile(request, tools, room)
-            stage = Path(temporary) / "stage"
             _collect(request.lock, tree, products, stage)
             _embed_packs(request.lock, stage)
             header = room / "source" / request.lock.header.path
@@ -182,21 +150,12 @@ def _build(
             promised = exports.check(library, header)
         finally:
             files.remove_tree(room)
-        hashes = {
-            path.relative_to(stage).as_posix(): files.sha256(path)
-            for path in sorted(stage.rglob("*"))
-            if path.is_file()
-        }
-        manifest = {
-            **inputs,
-            "engine": "metal",
-            "built_by": "swift build -c release",
-            "library": {"file": library.name, "sha256": hashes[library.name]},
-            "abi": {"header": request.lock.header.path, "functions": promised},
-            "files": hashes,
-        }
-        files.write_json(stage / MANIFEST, manifest)
-        stage.rename(target)
+    return library, {
+        **inputs,
+        "engine": "metal",
+        "built_by": "swift build -c release",
+        "abi": {"header": request.lock.header.path, "functions": promised},
+    }
 
 
 def _embed_packs(lock: Lock, stage: Path) -> None:
@@ -248,7 +207,6 @@ def _compiler_error(error: ToolError) -> BuildError:
 
 def _collect(lock: Lock, tree: Source, products: Path, stage: Path) -> None:
     """Copy the library, its resource bundles and the licences, with modes of our choice."""
-    stage.mkdir()
     libraries = [
         products / f"lib{lock.product}{suffix}"
         for suffix in (".dylib", ".so")
@@ -268,14 +226,3 @@ def _collect(lock: Lock, tree: Source, products: Path, stage: Path) -> None:
             shutil.copyfile(tree.root / repo.path / licence.path, stage / "licenses" / name)
     for path in stage.rglob("*"):
         path.chmod(0o755 if path.is_dir() or path.name == libraries[0].name else 0o644)
-
-
-def _cached(target: Path) -> Built | None:
-    """Return the result in ``target`` when each of its files is the one that was built."""
-    try:
-        manifest: dict[str, Any] = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-        whole = all(files.sha256(target / n) == h for n, h in manifest["files"].items())
-        library = target / manifest["library"]["file"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return Built(folder=target, library=library, manifest=manifest) if whole else None

@@ -1,24 +1,21 @@
 """Builds the portable engine: ``swift build -c release``, or the same C sources with ``cc``.
 
-The result is cached under ``build/native`` by a key over everything that goes into it, and is
-complete or absent: it appears by a rename.
+The result is cached under ``build/native`` by a key over everything that goes into it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from build_tools.binaries.relocate import elf, macho
-from build_tools.support import process
+from build_tools.native import cache
+from build_tools.support import files, process
 from build_tools.support.console import say, step
 from build_tools.support.errors import ToolError
 from build_tools.support.paths import ROOT
@@ -26,6 +23,8 @@ from build_tools.support.process import capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from build_tools.native.cache import Built
 
 PACKAGE = ROOT / "swift_pkg"
 SOURCES = PACKAGE / "Sources" / "MFAFFI"
@@ -40,28 +39,6 @@ CHOICES = ("auto", "swift", "cc", "none")
 EXPORTS = "exports.map"
 STEPS = ("binaries",)
 C_FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Built:
-    """A finished library.
-
-    Attributes:
-        library: The file.
-        built_by: ``"swift build -c release"`` or ``"cc"``.
-        compiler: First line of the compiler's ``--version``.
-        flags: What we passed on the command line, without folders of this machine.
-        sources: SHA-256 of every source file, by path relative to the repository.
-        sha256: Of the library.
-
-    """
-
-    library: Path
-    built_by: str
-    compiler: str
-    flags: list[str]
-    sources: dict[str, str] = field(repr=False)
-    sha256: str
 
 
 def choose_toolchain(environ: Mapping[str, str] = os.environ) -> str:
@@ -103,79 +80,47 @@ def build(*, work: Path | None = None, toolchain: str | None = None) -> Built | 
     if toolchain == "cc":
         say("No Swift toolchain used: compiling the same C sources with cc.")
     work = work or ROOT / "build" / "native"
-    sources = source_hashes()
-    compiled_by = compiler(toolchain)
-    flags = _swift_flags("<package>") if toolchain == "swift" else _cc_flags("<package>")
-    key = hashlib.sha256(
-        json.dumps([toolchain, compiled_by, flags, sources, _steps(), platform.machine()]).encode()
-    ).hexdigest()[:16]
-    target = work / f"{toolchain}-{key}"
-    built = _cached(target)
-    if built is not None:
-        return built
-    work.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix=".building-", dir=work) as temporary,
-        step(f"Building the native library ({_title(toolchain)})") as detail,
-    ):
-        stage = Path(temporary) / "stage"
-        stage.mkdir()
+    inputs = {
+        "engine": "portable",
+        "built_by": _title(toolchain),
+        "compiler": compiler(toolchain),
+        "flags": _swift_flags("<package>") if toolchain == "swift" else _cc_flags("<package>"),
+        "sources": source_hashes(),
+    }
+    key = cache.key({**inputs, "steps": _steps(), "machine": platform.machine()})
+
+    def make(stage: Path) -> tuple[Path, dict[str, Any]]:
         library = stage / LIBRARY
-        compile_with = _swift_build if toolchain == "swift" else _cc_build
-        compile_with(Path(temporary), library, detail)
-        if SYSTEM == "linux":
-            elf.relocate(library, log=process.log_file())
-        else:
-            macho.embed(library, architecture=platform.machine())
-        built = Built(
-            library=target / LIBRARY,
-            built_by=_title(toolchain),
-            compiler=compiled_by,
-            flags=flags,
-            sources=sources,
-            sha256=_sha256(library),
-        )
-        record = {**asdict(built), "library": LIBRARY}
-        (stage / "built.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        try:
-            stage.rename(target)
-        except OSError:  # another process was faster, with the same inputs
-            found = _cached(target)
-            if found is None:
-                raise
-            return found
-    return built
+        with (
+            tempfile.TemporaryDirectory(prefix=".building-", dir=stage.parent) as temporary,
+            step(f"Building the native library ({_title(toolchain)})") as detail,
+        ):
+            compile_with = _swift_build if toolchain == "swift" else _cc_build
+            compile_with(Path(temporary), library, detail)
+            if SYSTEM == "linux":
+                elf.relocate(library, log=process.log_file())
+            else:
+                macho.embed(library, architecture=platform.machine())
+        return library, inputs
+
+    return cache.obtain(work / f"{toolchain}-{key}", make)
 
 
 def source_hashes() -> dict[str, str]:
     """Return the SHA-256 of every file that the build reads, by path relative to the repository."""
-    files = [
+    found = [
         PACKAGE / "Package.swift",
         PACKAGE / EXPORTS,
         *(p for p in SOURCES.rglob("*") if p.is_file()),
     ]
-    return {p.relative_to(ROOT).as_posix(): _sha256(p) for p in sorted(files)}
+    return {p.relative_to(ROOT).as_posix(): files.sha256(p) for p in sorted(found)}
 
 
 def _steps() -> dict[str, str]:
     """Return the SHA-256 of the modules that shape the library after the compiler."""
     here = Path(__file__).resolve().parent
-    files = [Path(__file__), *(p for f in STEPS for p in (here.parent / f).rglob("*.py"))]
-    return {p.relative_to(here.parent).as_posix(): _sha256(p) for p in sorted(files)}
-
-
-def _cached(target: Path) -> Built | None:
-    try:
-        record = json.loads((target / "built.json").read_text(encoding="utf-8"))
-        built = Built(**{**record, "library": target / record["library"]})
-        intact = _sha256(built.library) == built.sha256
-    except (OSError, ValueError, TypeError, KeyError):
-        intact = False
-    if intact:
-        return built
-    if target.exists():
-        shutil.rmtree(target)
-    return None
+    found = [Path(__file__), *(p for f in STEPS for p in (here.parent / f).rglob("*.py"))]
+    return {p.relative_to(here.parent).as_posix(): files.sha256(p) for p in sorted(found)}
 
 
 def _swift_flags(package: str) -> list[str]:
@@ -226,9 +171,9 @@ def _cc_flags(package: str) -> list[str]:
 
 
 def _cc_build(_temporary: Path, library: Path, detail: Callable[[str], None]) -> None:
-    files = sorted(p.relative_to(PACKAGE).as_posix() for p in SOURCES.rglob("*.c"))
+    sources = sorted(p.relative_to(PACKAGE).as_posix() for p in SOURCES.rglob("*.c"))
     include = (SOURCES / "include").relative_to(PACKAGE).as_posix()
-    command = ["cc", *_cc_flags(str(PACKAGE)), f"-I{include}", *files, "-o", str(library)]
+    command = ["cc", *_cc_flags(str(PACKAGE)), f"-I{include}", *sources, "-o", str(library)]
     command += ["-lm", "-lpthread"]
     process.run(command, cwd=PACKAGE, on_line=detail)
 
@@ -249,7 +194,3 @@ def _works(*command: str) -> bool:
     except ToolError:
         return False
     return True
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
 from build_tools.source.git import GITLINK, Git, check_paths
 from build_tools.source.remotes import Remotes, ask, same_repository
 from build_tools.source.tree import tree_hash
 from build_tools.support import files
 from build_tools.support.console import say, step
 from build_tools.support.errors import SourceError
+from build_tools.support.flock import locked
 from build_tools.support.paths import ROOT
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def obtain(
     sources.mkdir(parents=True, exist_ok=True)
     name = key(lock)
     entry = sources / name
-    with FileLock(sources / f"{name}.lock"):
+    with locked(sources / f"{name}.lock"):
         # Left by a run that was killed; its lock is ours now, so nobody is using them.
         for stale in sources.glob(f".{name}.*"):
             files.remove_tree(stale)

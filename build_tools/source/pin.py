@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build_tools.native import exports
 from build_tools.source import fetch
 from build_tools.source import overlay as overlays
 from build_tools.source.git import GITLINK, Git
+from build_tools.source.header import declared
 from build_tools.source.lock import HashedFile
 from build_tools.source.remotes import Remotes, ask
 from build_tools.support.errors import LockError, OverlayError, SourceError
@@ -88,8 +88,8 @@ def propose(
         commits = _history(lock, fresh, remotes)
     old = fetch.obtain(lock, cache=cache, remotes=remotes)
     new = fetch.obtain(fresh, cache=cache, remotes=remotes)
-    before = set(exports.declared((old.root / lock.header.path).read_text(encoding="utf-8")))
-    after = set(exports.declared((new.root / fresh.header.path).read_text(encoding="utf-8")))
+    before = set(declared((old.root / lock.header.path).read_text(encoding="utf-8")))
+    after = set(declared((new.root / fresh.header.path).read_text(encoding="utf-8")))
     return Proposal(
         lock=fresh,
         root=new.root,

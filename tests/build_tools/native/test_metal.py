@@ -31,6 +31,7 @@ from tests.standins.upstream.repositories import (
 )
 
 if TYPE_CHECKING:
+    from build_tools.native.cache import Built
     from build_tools.native.standins import Standins
     from tests.build_tools.conftest import Tools
     from tests.standins.upstream.repositories import Upstream
@@ -59,7 +60,7 @@ def request_for(
 
 
 @pytest.fixture(scope="session")
-def built(request_for: metal.Request) -> metal.Built:
+def built(request_for: metal.Request) -> Built:
     return metal.build(request_for)
 
 
@@ -83,11 +84,11 @@ def answer(library: Path, apple: Standins, cache: Path, **env: str) -> dict[str,
 
 
 def test_a_wheel_embeds_all_of_it(
-    built: metal.Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The miniature's library is Linux's, and uses the Swift runtime: it has no tag of its own.
     monkeypatch.setattr(manifests, "platform_tag", lambda _native: "macosx_15_0_arm64")
-    native = engine.from_metal(built)
+    native = engine.describe(built)
     manifests.embed(native, tmp_path / "_native", version="1.2.3")
     embedded = {
         p.relative_to(tmp_path / "_native").as_posix(): files.sha256(p)
@@ -120,7 +121,7 @@ def test_insisting_on_metal_fails_where_it_cannot_be_built() -> None:
 
 
 def test_the_manifest_names_every_input_and_file(
-    built: metal.Built, request_for: metal.Request, upstream: Upstream
+    built: Built, request_for: metal.Request, upstream: Upstream
 ) -> None:
     manifest = built.manifest
     assert manifest["engine"] == "metal"
@@ -146,13 +147,13 @@ def test_the_manifest_names_every_input_and_file(
     assert not request_for.canonical.exists()
 
 
-def test_the_library_exports_what_the_header_declares(built: metal.Built) -> None:
+def test_the_library_exports_what_the_header_declares(built: Built) -> None:
     functions = ["mfa_attention_encode_mtl", "mfa_create_context", "mfa_shader_origins"]
     assert built.manifest["abi"]["functions"] == functions
     assert set(functions) <= exports.exported(built.library)
 
 
-def test_a_header_with_more_functions_is_an_error(built: metal.Built, tmp_path: Path) -> None:
+def test_a_header_with_more_functions_is_an_error(built: Built, tmp_path: Path) -> None:
     header = tmp_path / "mfa_ffi.h"
     header.write_text("int mfa_create_context(void);\nvoid mfa_new(int);\n", encoding="utf-8")
     with pytest.raises(BuildError, match="does not export mfa_new"):
@@ -162,7 +163,7 @@ def test_a_header_with_more_functions_is_an_error(built: metal.Built, tmp_path: 
 # The repairs, run
 
 
-def test_the_header_is_in_the_library(built: metal.Built, apple: Standins, tmp_path: Path) -> None:
+def test_the_header_is_in_the_library(built: Built, apple: Standins, tmp_path: Path) -> None:
     found = answer(built.library, apple, tmp_path)
     assert (found["code"], found["dispatches"]) == (0, 1)
     (text,) = found["sources"]
@@ -172,7 +173,7 @@ def test_the_header_is_in_the_library(built: metal.Built, apple: Standins, tmp_p
 
 
 def test_a_device_that_rejects_assembly_gets_ours(
-    built: metal.Built, apple: Standins, tmp_path: Path
+    built: Built, apple: Standins, tmp_path: Path
 ) -> None:
     found = answer(built.library, apple, tmp_path, METAL_STANDIN_REJECT="asm")
     assert (found["code"], found["dispatches"]) == (0, 1)
@@ -180,16 +181,14 @@ def test_a_device_that_rejects_assembly_gets_ours(
 
 
 def test_a_failed_compilation_is_an_error_code_and_not_the_end(
-    built: metal.Built, apple: Standins, tmp_path: Path
+    built: Built, apple: Standins, tmp_path: Path
 ) -> None:
     found = answer(built.library, apple, tmp_path, METAL_STANDIN_REJECT="all")
     assert (found["code"], found["dispatches"]) == (5, 0)
     assert found["origins"][0]["origin"] == "failed"
 
 
-def test_a_pack_beside_the_library_is_found(
-    built: metal.Built, apple: Standins, tmp_path: Path
-) -> None:
+def test_a_pack_beside_the_library_is_found(built: Built, apple: Standins, tmp_path: Path) -> None:
     """The format of docs/building.md, written here by hand, read by the library."""
     key = answer(built.library, apple, tmp_path)["origins"][0]["key"]
     library = tmp_path / built.library.name
@@ -212,7 +211,7 @@ def test_a_pack_beside_the_library_is_found(
 
 
 def test_without_the_repairs_the_stand_in_shows_the_defects(
-    built: metal.Built, swift: str, apple: Standins, tmp_path: Path
+    built: Built, swift: str, apple: Standins, tmp_path: Path
 ) -> None:
     """That the tests above can fail: the unrepaired library fails each of them.
 
@@ -244,7 +243,7 @@ def test_without_the_repairs_the_stand_in_shows_the_defects(
 
 
 def test_the_second_run_takes_the_result(
-    built: metal.Built, request_for: metal.Request, capsys: pytest.CaptureFixture[str]
+    built: Built, request_for: metal.Request, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = built.library.stat().st_mtime_ns
     again = metal.build(request_for)
@@ -273,7 +272,7 @@ def test_any_changed_input_is_another_key(request_for: metal.Request) -> None:
 
 
 def test_a_damaged_result_is_built_anew_with_the_same_bytes(
-    built: metal.Built, request_for: metal.Request, monkeypatch: pytest.MonkeyPatch
+    built: Built, request_for: metal.Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another umask, time zone and locale, and a cold cache: the same library."""
     expected = built.manifest
@@ -296,7 +295,7 @@ def test_a_damaged_result_is_built_anew_with_the_same_bytes(
 
 
 def test_the_command(
-    built: metal.Built, request_for: metal.Request, tools: Tools, upstream: Upstream, tmp_path: Path
+    built: Built, request_for: metal.Request, tools: Tools, upstream: Upstream, tmp_path: Path
 ) -> None:
     done = tools.run(
         "native", "--engine", "metal",
@@ -326,7 +325,7 @@ def nothing_left(request: metal.Request, before: set[str]) -> None:
 
 
 def test_a_compiler_error_shows_the_compilers_own_line(
-    built: metal.Built, request_for: metal.Request, tmp_path: Path
+    built: Built, request_for: metal.Request, tmp_path: Path
 ) -> None:
     broken = with_overlay(request_for, tmp_path / "overlay")
     path = broken.repairs.folder / "Sources" / "ShaderText.swift"
@@ -340,7 +339,7 @@ def test_a_compiler_error_shows_the_compilers_own_line(
     nothing_left(request_for, before)
 
 
-def test_a_full_disk(built: metal.Built, request_for: metal.Request) -> None:
+def test_a_full_disk(built: Built, request_for: metal.Request) -> None:
     small = request_for.work.parent / "small"
     with tiny_disk(small, "300k"):
         full = replace(request_for, canonical=small / "canonical", options=("-v",))
@@ -351,7 +350,7 @@ def test_a_full_disk(built: metal.Built, request_for: metal.Request) -> None:
 
 
 def test_an_overlay_that_does_not_fit_builds_nothing(
-    built: metal.Built, request_for: metal.Request, tmp_path: Path
+    built: Built, request_for: metal.Request, tmp_path: Path
 ) -> None:
     broken = with_overlay(request_for, tmp_path / "overlay")
     path = broken.repairs.folder / "overlay.toml"
