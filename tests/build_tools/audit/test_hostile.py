@@ -280,7 +280,7 @@ def tags(data: bytes) -> dict[int, int]:
     table, size, count = struct.unpack_from("<Q", data, 32)[0], *struct.unpack_from("<HH", data, 54)
     headers = [struct.unpack_from("<IIQQQQ", data, table + i * size) for i in range(count)]
     (place,) = [(offset, length) for kind, _, offset, _, _, length in headers if kind == 2]
-    found = {}
+    found: dict[int, int] = {}
     for at in range(place[0], place[0] + place[1], 16):
         found.setdefault(struct.unpack_from("<Q", data, at)[0], at + 8)
     return found

@@ -92,8 +92,9 @@ def test_as_lief_reads_it(relocated: Path) -> None:
     assert [each.path for each in library.rpaths] == KEPT
     assert library.build_version is not None
     assert library.build_version.minos == [15, 0, 0]
-    assert set(ABI) <= {each.name.removeprefix("_") for each in library.exported_symbols}
+    assert set(ABI) <= {str(each.name).removeprefix("_") for each in library.exported_symbols}
     assert library.has_code_signature
+    assert library.code_signature is not None
     end = library.code_signature.data_offset + library.code_signature.data_size
     assert end == (relocated / NAME).stat().st_size, "the signature ends the file"
 
@@ -170,6 +171,7 @@ def test_an_unsigned_library_is_signed() -> None:
     library = fat.at(0)
     assert library is not None
     assert library.has_code_signature
+    assert library.code_signature is not None
     assert library.code_signature.data_offset + library.code_signature.data_size == len(signed)
     assert sign(signed, identifier=INNER) == signed
 

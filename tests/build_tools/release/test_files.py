@@ -15,10 +15,11 @@ import pytest
 
 from build_tools.__main__ import main
 from build_tools.audit import libraries
-from build_tools.release import assemble, files, standin
+from build_tools.release import assemble, changelog, files, standin
 from build_tools.release.errors import ReleaseError
 from build_tools.wheel import canonical, sbom
 from build_tools.wheel.archives import Entry, read
+from build_tools.wheel.manifest import MANIFEST, NATIVE
 from tests.build_tools.audit.makers import ZIG_EXPORTS
 
 if TYPE_CHECKING:
@@ -45,13 +46,13 @@ def _rewrite(path: Path, target: Path, change: Callable[[Edit], None]) -> None:
 
 def _pass_off(contents: Edit) -> None:
     """Make a stand-in say that it is real, which no build does: tests need a set that passes."""
-    told = json.loads(contents[files.MANIFEST])
+    told = json.loads(contents[MANIFEST])
     told["engine"] = "metal" if "macosx" in told["platform_tag"] else "portable"
-    contents[files.MANIFEST] = (json.dumps(told, indent=2) + "\n").encode()
+    contents[MANIFEST] = (json.dumps(told, indent=2) + "\n").encode()
     (about,) = [name for name in contents if name.endswith(".dist-info/WHEEL")]
     contents[about] = contents[about].replace(f"Build: {standin.BUILD_TAG}\n".encode(), b"")
     (bom,) = [name for name in contents if "/sboms/" in name]
-    contents[bom] = sbom.render(told, folder=files.NATIVE).encode()
+    contents[bom] = sbom.render(told, folder=NATIVE).encode()
 
 
 @pytest.fixture(autouse=True)
@@ -125,8 +126,8 @@ def _set(name: str, content: bytes) -> Callable[[Edit], None]:
 
 def _manifest(**changes: object) -> Callable[[Edit], None]:
     def change(contents: Edit) -> None:
-        told = {**json.loads(contents[files.MANIFEST]), **changes}
-        contents[files.MANIFEST] = json.dumps(told).encode()
+        told = {**json.loads(contents[MANIFEST]), **changes}
+        contents[MANIFEST] = json.dumps(told).encode()
 
     return change
 
@@ -184,7 +185,7 @@ def test_an_sdist_of_another_commit(release: Path, subject: Project) -> None:
 @pytest.fixture
 def noted(release: Path, subject: Project, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The release, and a CHANGELOG that has its version."""
-    monkeypatch.setattr(assemble.changelog, "notes", lambda _path, version: f"Notes of {version}.")
+    monkeypatch.setattr(changelog, "notes", lambda _path, version: f"Notes of {version}.")
     return release
 
 

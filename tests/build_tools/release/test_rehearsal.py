@@ -18,6 +18,7 @@ from build_tools.release.index import HOST, Index
 from build_tools.release.installers import Environment
 from build_tools.release.platform_matrix import MACHINES, Machine, Row
 from build_tools.release.rehearsal import Report
+from build_tools.support.files import sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +52,7 @@ def test_the_index_listens_on_loopback_only(index: Index) -> None:
 
 def test_the_listing(index: Index, pure: Path) -> None:
     plain = _read(f"{index.url}qwen-mfa/")
-    assert f"#sha256={files.sha256(pure)}" in plain
+    assert f"#sha256={sha256(pure)}" in plain
     assert plain.count('data-requires-python="&gt;=3.10"') == 4  # the wheels
     assert "data-yanked" not in plain
     index.yanked[pure.name] = 'has "a" defect'

@@ -34,7 +34,7 @@ class Step:
 
 
 def load(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    found: dict[Any, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     # YAML 1.1 reads the key `on` as a truth value.
     found["on"] = found.pop(True, found.get("on"))
     return found

@@ -225,7 +225,7 @@ def test_only_what_shapes_the_wheel_is_in_its_fingerprint(
 def test_the_commit_is_found(history: list[str]) -> None:
     assert find_commit(claim_of("one")) == history[0]
     assert find_commit(claim_of("two")) == history[2], "the newest that fits"
-    root = rebuild.ROOT
+    root: Path = vars(rebuild)["ROOT"]  # what the fixture put there
     now = fingerprint.read(root)
     assert find_commit(claim_of("two", now)) == history[2]
     (root / "build_tools" / "wheel" / "x.py").write_text("1", encoding="utf-8")
