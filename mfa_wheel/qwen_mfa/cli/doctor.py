@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import qwen_mfa
 from qwen_mfa import machine
-from qwen_mfa.cli import advice, info, selftest_metal
+from qwen_mfa.cli import advice, info, precision, selftest_metal
 from qwen_mfa.cli.explain import finding_as_json
 from qwen_mfa.cli.table import seconds, table
 from qwen_mfa.errors import BackendError
@@ -50,6 +50,7 @@ class Report:
     failures: dict[str, str]
     advice: list[Advice]
     shaders: tuple[str, ...] = ()
+    bfloat16: float | None = None
 
     @property
     def status(self) -> int:
@@ -104,6 +105,7 @@ def examine(*, forget: bool = False) -> Report:
         failures={name: kept.failure(name) for name in names if kept.failure(name)},
         advice=advice.give(here, library["state"], library.get("reason", ""), findings),
         shaders=_shaders(),
+        bfloat16=precision.measure() if here.mlx else None,
     )
 
 
@@ -156,6 +158,7 @@ def as_json(report: Report) -> dict[str, Any]:
         },
         "cache": report.cache,
         "shaders": report.shaders,
+        "bfloat16": report.bfloat16,
         "failures": report.failures,
         "advice": [x.text for x in report.advice],
     }
@@ -185,6 +188,7 @@ def as_text(report: Report) -> str:
         *_matrix_units(here),
         *(f"{'' if i else 'library':<8} {line}" for i, line in enumerate(native)),
         *(f"expect   {text}" for text in [advice.expectation(here)] if text),
+        *([] if report.bfloat16 is None else [f"mflux    {precision.sentence(report.bfloat16)}"]),
         f"cache    {report.cache['file']}, {report.cache['records']} records",
         *(f"         note: {note}" for note in report.cache["notes"]),
         *(f"shader   {text}" for text in report.shaders),

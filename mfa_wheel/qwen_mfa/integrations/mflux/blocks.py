@@ -16,6 +16,7 @@ import mlx.core as mx
 from qwen_mfa import counters
 from qwen_mfa.integrations.mflux import modulation, skeleton
 from qwen_mfa.integrations.mflux.cut import CutError, Halves
+from qwen_mfa.integrations.mflux.records import Record
 from qwen_mfa.integrations.mflux.tracing import Opaque
 from qwen_mfa.integrations.mflux.trial import Trial
 
@@ -57,6 +58,8 @@ class Blocks:
         self._structures: list[skeleton.Structure] = []
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._trials: dict[tuple[object, ...], Trial] = {}
+        # How many of them the picture under way still has to run; the passes say so.
+        self.ahead = 0
 
     def method(self) -> Callable[..., Any]:
         """Return what is put in the class."""
@@ -71,8 +74,16 @@ class Blocks:
         with self._lock:
             return list(self._trials.values())
 
+    def begin(self, blocks: int) -> None:
+        """Begin a picture with so many blocks to run: what did not pay before may pay now."""
+        with self._lock:
+            self.ahead = blocks
+            for trial in self._trials.values():
+                trial.reopen()
+
     def run(self, block: nn.Module, arguments: dict[str, Any]) -> Any:
         """Compute the block: text and image ``[B, S, dim]``, as the host's returns them."""
+        modulation.show(arguments)
         plan, parameters = None, None
         if self.options.fused_blocks != "off":
             parameters, structure = skeleton.read(block)
@@ -94,11 +105,21 @@ class Blocks:
             _start(result)
         return result
 
-    def by_host(self, block: nn.Module, arguments: dict[str, Any]) -> Any:
-        """Run the host's own code, with this step's modulation where there is one."""
+    def by_host(
+        self,
+        block: nn.Module,
+        arguments: dict[str, Any],
+        change: Callable[[mx.array], mx.array] | None = None,
+    ) -> Any:
+        """Run the host's own code, with this step's modulation where there is one.
+
+        ``change`` is applied to that modulation, for trials with other inputs.
+        """
         if not modulation.is_shared():
             return self.original(block, **arguments)
         given = modulation.of(block, arguments)
+        if change is not None:
+            given = {name: change(value) for name, value in given.items()}
         stand_in = skeleton.shallow(block)
         dict.update(stand_in, modulation.stubs(given))
         known = {
@@ -153,7 +174,10 @@ class Blocks:
             wide = (number, hidden.dtype, present, device, size)
             trial = self._trials.get(wide)
             if trial is None:
-                trial = Trial(self.options, f"{hidden.dtype}, up to {1 << size[1]} image tokens")
+                dtype = str(hidden.dtype).removeprefix("mlx.core.")
+                record = Record(block, (dtype, present), size)
+                title = f"{dtype}, up to {1 << size[1]} image tokens"
+                trial = Trial(self.options, title, record)
                 self._trials[wide] = trial
             static = {
                 name: None if value is None else _HANDED_ON[name]
@@ -183,6 +207,7 @@ class Blocks:
             plan.trial.refuse(error)
             return False
         plan.proved = True
+        plan.trial.record.keep_compiled(0.0)
         return True
 
 

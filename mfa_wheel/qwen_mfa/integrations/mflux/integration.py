@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import threading
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ class Status:
         waiting: Attributes of modules that are not imported yet.
         refused: Attributes that were left alone when their module was imported, with the reason.
         blocks: What was found out about Qwen-Image's blocks, one class of them a line.
+        bfloat16: How many times as fast ``precision="bfloat16"`` makes a block, measured on one
+            that mflux ran in float32 with bfloat16 weights; ``None`` where none was.
         options: All switches; ``None`` while the integration is off.
 
     """
@@ -49,6 +52,7 @@ class Status:
     waiting: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
+    bfloat16: float | None = None
     options: Options | None = None
 
 
@@ -98,7 +102,8 @@ class _Integration:
                 raise HostError(msg)
 
     def status(self) -> Status:
-        blocks = self.step.blocks
+        trials = [] if self.step.blocks is None else self.step.blocks.trials()
+        gains = [x.bfloat16 for x in trials if not math.isnan(x.bfloat16)]
         return Status(
             enabled=True,
             version=self.version,
@@ -106,7 +111,8 @@ class _Integration:
             bound=tuple(str(binding.seam) for binding in self.bindings),
             waiting=tuple(str(seam) for seam in self.waiting),
             refused=dict(self.refused),
-            blocks=() if blocks is None else tuple(map(str, blocks.trials())),
+            blocks=tuple(map(str, trials)),
+            bfloat16=gains[-1] if gains else None,
             options=self.options,
         )
 

@@ -17,7 +17,7 @@ from qwen_mfa.integrations.mflux.cut import Given, HandOn
 from qwen_mfa.integrations.mflux.tracing import Opaque
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mlx import nn
 
@@ -37,20 +37,41 @@ class Store:
 
 class _Local(threading.local):
     store: Store | None = None
+    watcher: Callable[[dict[str, Any]], None] | None = None
 
 
 _local = _Local()
 
 
 @contextmanager
-def sharing(store: Store) -> Iterator[None]:
-    """Let blocks on this thread keep their modulation in ``store`` and take it from there."""
+def sharing(store: Store | None) -> Iterator[None]:
+    """Let blocks on this thread keep their modulation in ``store`` and take it from there.
+
+    With ``None`` they compute it anew.
+    """
     before = _local.store
     _local.store = store
     try:
         yield
     finally:
         _local.store = before
+
+
+@contextmanager
+def watching(watcher: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Show ``watcher`` the arguments of each block that runs on this thread, before it does."""
+    before = _local.watcher
+    _local.watcher = watcher
+    try:
+        yield
+    finally:
+        _local.watcher = before
+
+
+def show(arguments: dict[str, Any]) -> None:
+    """Show a block's arguments to whoever is `watching`."""
+    if _local.watcher is not None:
+        _local.watcher(arguments)
 
 
 def is_shared() -> bool:
@@ -79,6 +100,20 @@ def of(block: nn.Module, arguments: dict[str, Any]) -> Given_:
     if store is not None:
         store.values[id(block)] = made
     return made
+
+
+@contextmanager
+def as_of(block: nn.Module, twin: nn.Module) -> Iterator[None]:
+    """Let ``twin``, a copy of ``block``, have the block's modulation in this thread's store."""
+    store = _local.store
+    if store is None:
+        yield
+        return
+    store.values[id(twin)] = store.values[id(block)]
+    try:
+        yield
+    finally:
+        del store.values[id(twin)]
 
 
 TOKENS = {argument: Opaque(argument) for argument in EMBEDDINGS}

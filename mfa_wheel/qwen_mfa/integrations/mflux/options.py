@@ -12,6 +12,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "precision": ("host", "bfloat16"),
     "skip_negative": (True, False),
     "share_modulation": (True, False),
+    "free_modulation": (True, False),
 }
 
 
@@ -30,6 +31,8 @@ class Options:
             mflux computes in float32 because of its float32 latents; ``"host"`` as mflux does.
         skip_negative: Leave out the negative pass where guidance is 1, where it cancels.
         share_modulation: Compute each block's modulation once for both passes of a step.
+        free_modulation: Compute the modulation of all steps first, and let its weights go: for a
+            process that makes pictures with one schedule, see `freeing`.
 
     """
 
@@ -40,6 +43,7 @@ class Options:
     precision: Literal["host", "bfloat16"] = "host"
     skip_negative: bool = True
     share_modulation: bool = True
+    free_modulation: bool = False
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a value that a switch does not have."""

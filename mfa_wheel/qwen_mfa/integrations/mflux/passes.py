@@ -15,6 +15,7 @@ becomes an array at that moment.
 from __future__ import annotations
 
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -22,6 +23,7 @@ import mlx.core as mx
 from qwen_mfa import counters
 from qwen_mfa.errors import HostError
 from qwen_mfa.integrations.mflux import modulation, skeleton
+from qwen_mfa.integrations.mflux.freeing import Freed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,6 +129,11 @@ class Passes:
         self.options = options
         self.run_both: Callable[[Pass, Pass, float], tuple[mx.array, mx.array]] = self.in_turn
         self._compute: Callable[[Any, dict[str, Any]], mx.array] | None = None
+        self.on_picture: Callable[[int], None] | None = None
+        self._config: Any = None
+        # They hold their transformers, so that an identity is never that of another one.
+        self._freed: dict[int, Freed] = {}
+        self._lock = threading.Lock()
 
     def transformer_method(self, original: Callable[..., mx.array]) -> Callable[..., Any]:
         """Return what is put in ``QwenTransformer.__call__``."""
@@ -180,22 +187,44 @@ class Passes:
     def _computing(
         self, original: Callable[..., mx.array]
     ) -> Callable[[Any, dict[str, Any]], mx.array]:
+        def run(transformer: Any, arguments: dict[str, Any]) -> mx.array:
+            if not self.options.free_modulation:
+                return original(transformer, **arguments)
+            with self._lock:
+                freed = self._freed.get(id(transformer))
+                if freed is None:
+                    freed = Freed.of(transformer, arguments, original)
+                    self._freed[id(transformer)] = freed
+            with modulation.sharing(freed.store(arguments)):
+                return original(transformer, **arguments)
+
         def compute(transformer: Any, arguments: dict[str, Any]) -> mx.array:
+            self._begin(transformer, arguments["config"])
             given = {name: arguments[name] for name in _DECIDING}
             if self.options.precision == "host":
-                return original(transformer, **arguments)
+                return run(transformer, arguments)
             if all(x.dtype == mx.bfloat16 for x in given.values()):
                 counters.count_part("precision", "bfloat16 already")
-                return original(transformer, **arguments)
+                return run(transformer, arguments)
             if not _is_bfloat16(transformer):
                 counters.count_part("precision", "as mflux has it: no bfloat16 weights")
-                return original(transformer, **arguments)
+                return run(transformer, arguments)
             counters.count_part("precision", "passes in bfloat16")
             cast = {name: x.astype(mx.bfloat16) for name, x in given.items()}
-            found = original(transformer, **{**arguments, **cast})
+            found = run(transformer, {**arguments, **cast})
             return found.astype(arguments["hidden_states"].dtype)
 
         return compute
+
+    def _begin(self, transformer: Any, config: Any) -> None:
+        """Tell whoever wants to know how many blocks a new picture will run."""
+        if self.on_picture is None or config is self._config:
+            return
+        self._config = config
+        steps = getattr(config, "num_inference_steps", None)
+        passes = 2 if getattr(config, "guidance", None) != 1 else 1
+        if isinstance(steps, int):
+            self.on_picture(passes * steps * len(transformer.transformer_blocks))
 
 
 # What the transformer computes in follows from these two.

@@ -63,6 +63,7 @@ class QwenStep:
     def _bind_blocks(self, original: Callable[..., Any]) -> Callable[..., Any]:
         if self.blocks is None or self.blocks.original is not original:
             self.blocks = Blocks(original, self.options)
+            self.passes.on_picture = self.blocks.begin
         return self.blocks.method()
 
 

@@ -49,6 +49,17 @@ def _read(item: Any, arrays: list[mx.array], structure: Structure) -> None:
             structure.append(value if type(value) in _SIMPLE else id(value))
 
 
+def describe(item: Any) -> Any:
+    """Return the structure of a module as text and numbers that another process has, too."""
+    if type(item) is mx.array:
+        return str(item.dtype), item.shape
+    if isinstance(item, (dict, list, tuple)):
+        own = item.__dict__.items() if isinstance(item, nn.Module) else ()
+        plain = [(name, value) for name, value in own if type(value) in _SIMPLE]
+        return type(item).__name__, plain, [(n, describe(v)) for n, v in _children(item)]
+    return item if type(item) in _SIMPLE else type(item).__name__
+
+
 def _children(item: Any) -> Iterable[tuple[Any, Any]]:
     return item.items() if isinstance(item, dict) else enumerate(item)
 

@@ -2,7 +2,8 @@
 
 Right: of 16-bit blocks, the error against a float32 run of the host's own block is at most
 `WORSE` times the host's. A float32 block has no better reference; there the difference from the
-host's may be at most `SPREAD` times what one unit in the last place of the inputs spreads to.
+host's may be at most `SPREAD` times what one unit in the last place of the inputs spreads to, or
+`TINY`, where products that round their inputs swallow that unit.
 
 Faster: host and cut run in turn, on consecutive blocks of equal shapes, each pair in the other
 order; the median of log(host / cut) must exceed its noise, as kernels are chosen by (`tuning`).
@@ -28,9 +29,12 @@ if TYPE_CHECKING:
 
     from qwen_mfa.integrations.mflux.blocks import Blocks, Plan
     from qwen_mfa.integrations.mflux.options import Options
+    from qwen_mfa.integrations.mflux.records import Record
 
 WORSE = 1.5
 SPREAD = 8.0
+TINY = 2**-20
+COLD = 5.0  # seconds; more than that was compiling
 PAIRS, MOST_PAIRS = 7, 20
 FLOOR = 0.01  # a cut must gain more than one percent
 FAILURES = (CutError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
@@ -46,22 +50,38 @@ class Trial:
         reason: Why, in words.
         error: Error or difference of the cut, relative, and ``allowed``: how much is right.
         cold: Seconds that the first call of the cut took, compilation included.
+        bfloat16: How many times as fast the host's block is with bfloat16 inputs, where its weights
+            are bfloat16 and its inputs float32; NaN elsewhere.
 
     """
 
-    def __init__(self, options: Options, title: str) -> None:
-        """Start a trial; with blocks forced on, only whether they are right is tried."""
-        self.title = title
+    def __init__(self, options: Options, title: str, record: Record) -> None:
+        """Start a trial, or begin with what is on record.
+
+        With blocks forced on, only whether they are right is tried.
+        """
+        self.title, self.record = title, record
         self.running, self.fused, self.reason = True, False, "under trial"
         self.error = self.allowed = self.cold = math.nan
-        self.gain = self.noise = math.nan
+        self.gain = self.noise = self.bfloat16 = math.nan
         self._forced = options.fused_blocks == "on"
         self._logs: list[float] = []
         self._first: tuple[object, bool, float] | None = None
+        self._postponed = False
+        known = None if self._forced else record.outcome()
+        if known is not None:
+            self.running, self.fused = False, known["fused"]
+            self.reason = f"{known['reason']}, on record"
+            self.bfloat16 = known.get("bfloat16", math.nan)
 
     def __str__(self) -> str:
         word = "fused" if self.fused else "as mflux runs them"
         return f"{self.title}: {word} ({self.reason})"
+
+    def reopen(self) -> None:
+        """Try again, for another picture, what did not pay for one before."""
+        if self._postponed:
+            self.running, self._postponed = True, False
 
     def refuse(self, error: BaseException | str) -> None:
         """End with the host's own block."""
@@ -83,8 +103,15 @@ class Trial:
         self, blocks: Blocks, plan: Plan, block: nn.Module, arguments: dict[str, Any]
     ) -> Any:
         counters.count_part("fused blocks", "validated")
+        start = time.perf_counter()
         own = blocks.by_host(block, arguments)
         mx.eval(own)
+        picture = (time.perf_counter() - start) * blocks.ahead
+        if math.isnan(self.bfloat16) and own[0].dtype == mx.float32:
+            self.bfloat16 = _gain_of_bfloat16(blocks, block, arguments)
+        if not self._forced and math.isnan(self.cold) and not self.record.pays(picture):
+            self._postpone()
+            return own
         try:
             start = time.perf_counter()
             cut = blocks.cut(plan, block, arguments)
@@ -92,6 +119,7 @@ class Trial:
             seconds = time.perf_counter() - start
             if math.isnan(self.error):
                 self.cold = seconds
+                self.record.keep_compiled(seconds)
                 self.error, self.allowed = compare(blocks, block, arguments, own, cut)
         except FAILURES as error:
             self.refuse(error)
@@ -144,7 +172,21 @@ class Trial:
             self._decide(fused=False, reason=f"{math.exp(self.gain):.2f} x as fast is no gain")
 
     def _decide(self, *, fused: bool, reason: str) -> None:
+        if self.cold > COLD:
+            reason += f", after {self.cold:.0f} s of compiling, once on this machine"
         self.running, self.fused, self.reason = False, fused, reason
+        if not self._forced:
+            names = ("error", "gain", "noise", "bfloat16")
+            figures = {name: getattr(self, name) for name in names}
+            kept = {name: value for name, value in figures.items() if not math.isnan(value)}
+            self.record.keep({"fused": fused, "reason": reason, **kept})
+
+    def _postpone(self) -> None:
+        self.running, self.fused, self._postponed = False, False, True
+        self.reason = (
+            f"compiling takes about {self.record.cost:.0f} s once on this machine, which pictures "
+            "like this one have not earned yet"
+        )
 
 
 def compare(
@@ -155,13 +197,30 @@ def compare(
         msg = "its results have other shapes or dtypes"
         raise CutError(msg)
     if own[0].dtype == mx.float32:
-        nudged = blocks.original(block, **_map_arrays(_nudge, arguments))
-        return _distance(cut, own), SPREAD * _distance(nudged, own)
+        nudged = blocks.by_host(block, _map_arrays(_nudge, arguments), _nudge)
+        return _distance(cut, own), max(TINY, SPREAD * _distance(nudged, own))
+    if modulation.is_shared():
+        modulation.of(block, arguments)  # by the block's own weights; the copy is no block's
     wide = skeleton.copy(block)
-    arrays = [_widened(x) for x in skeleton.read(block)[0]]
-    skeleton.fill(wide, block, iter(arrays))
-    reference = blocks.original(wide, **_map_arrays(_widened, arguments))
+    skeleton.fill(wide, block, iter([_widened(x) for x in skeleton.read(block)[0]]))
+    with modulation.as_of(block, wide):
+        reference = blocks.by_host(wide, _map_arrays(_widened, arguments), _widened)
     return _distance(cut, reference), WORSE * _distance(own, reference)
+
+
+def _gain_of_bfloat16(blocks: Blocks, block: nn.Module, arguments: dict[str, Any]) -> float:
+    """Time the host's block as it is called, and with inputs of its weights' precision."""
+    if not any(x.dtype == mx.bfloat16 for x in skeleton.read(block)[0]):
+        return math.nan
+    narrow = _map_arrays(_narrowed, arguments)
+    mx.eval([value for value in narrow.values() if isinstance(value, mx.array)])
+    mx.eval(blocks.by_host(block, narrow, _narrowed))  # whatever is compiled on first use
+    seconds = []
+    for these, change in ((arguments, None), (narrow, _narrowed)):
+        start = time.perf_counter()
+        mx.eval(blocks.by_host(block, these, change))
+        seconds.append(time.perf_counter() - start)
+    return seconds[0] / seconds[1]
 
 
 def _map_arrays(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -174,6 +233,10 @@ def _map_arrays(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _widened(x: mx.array) -> mx.array:
     return x.astype(mx.float32) if mx.issubdtype(x.dtype, mx.floating) else x
+
+
+def _narrowed(x: mx.array) -> mx.array:
+    return x.astype(mx.bfloat16)
 
 
 def _nudge(x: mx.array) -> mx.array:

@@ -7,6 +7,7 @@ largest value over a whole run, and to every bit where a part claims that.
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -20,9 +21,11 @@ from mlx.utils import tree_flatten
 
 import qwen_mfa
 from qwen_mfa import counters
+from qwen_mfa.errors import HostError
 from qwen_mfa.integrations import mflux
-from qwen_mfa.integrations.mflux import integration, skeleton
+from qwen_mfa.integrations.mflux import integration, modulation, records, skeleton
 from qwen_mfa.integrations.mflux import trial as trial_module
+from qwen_mfa.integrations.mflux.records import Record
 from tests.qwen_mfa.integrations.mflux.conftest import (
     HEADS,
     LAYERS,
@@ -201,6 +204,21 @@ def test_bfloat16_is_held_to_a_float32_run() -> None:
     assert 0 < found.error <= found.allowed < 0.05
 
 
+def test_what_bfloat16_would_take_is_measured_on_a_block() -> None:
+    """Where weights are bfloat16 and latents float32, as in mflux; nowhere else."""
+    for dtype, latents, measured in (
+        (mx.bfloat16, mx.float32, True),
+        (mx.bfloat16, mx.bfloat16, False),
+        (mx.float32, mx.float32, False),
+    ):
+        integration._steps.clear()
+        with mflux.enabled():
+            model = transformer(dtype)
+            mx.eval(predict(model, draw(6, 1, TOKENS, CHANNELS, dtype=latents), text_mask(20)))
+            gain = mflux.status().bfloat16
+        assert (gain is not None and gain > 0) == measured
+
+
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
 def test_a_wrong_cut_is_found_out(monkeypatch: pytest.MonkeyPatch, dtype: mx.Dtype) -> None:
     """A seeded fault in what the second half gets from attention."""
@@ -341,9 +359,9 @@ def test_gradients_with_fused_blocks(compare: Callable[..., Comparison]) -> None
 
 def test_chosen_by_paired_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that says the cut takes half as long, or twice: blocks follow it."""
+    monkeypatch.setattr(Record, "outcome", lambda _: None)
     for factor, fused in ((0.5, True), (2.0, False)):
         now = [0.0]
-        monkeypatch.setattr(trial_module.time, "perf_counter", lambda now=now: now[0])
         model = transformer()
         latents = draw(6, 1, TOKENS, CHANNELS)
         options = mflux.Options(models=("qwen",))
@@ -351,6 +369,7 @@ def test_chosen_by_paired_timing(monkeypatch: pytest.MonkeyPatch) -> None:
             from qwen_mfa.integrations.mflux.blocks import Blocks
 
             blocks = Blocks(_unbound_call(), options)
+            blocks.begin(1_000_000)  # a picture that is worth compiling for
             own, cut = blocks.by_host, blocks.cut
 
             def slow(*args: Any, now: list[float] = now, own: Any = own) -> Any:
@@ -361,16 +380,56 @@ def test_chosen_by_paired_timing(monkeypatch: pytest.MonkeyPatch) -> None:
                 now[0] += f
                 return cut(*args)
 
-            monkeypatch.setattr(blocks, "by_host", slow)
-            monkeypatch.setattr(blocks, "cut", other)
-            monkeypatch.setattr(QwenTransformerBlock, "__call__", blocks.method())
-            for _ in range(6):
-                mx.eval(predict(model, latents, text_mask(20)))
-            monkeypatch.undo()
+            with monkeypatch.context() as patched:
+                patched.setattr(trial_module, "time", SimpleNamespace(perf_counter=clock(now)))
+                patched.setattr(blocks, "by_host", slow)
+                patched.setattr(blocks, "cut", other)
+                patched.setattr(QwenTransformerBlock, "__call__", blocks.method())
+                for _ in range(6):
+                    mx.eval(predict(model, latents, text_mask(20)))
         (trial,) = blocks.trials()
         assert not trial.running
         assert trial.fused == fused
-        monkeypatch.setattr("qwen_mfa.transforms.padding.MIN_FLOPS", 0)
+
+
+def clock(now: list[float]) -> Callable[[], float]:
+    return lambda: now[0]
+
+
+def test_pictures_earn_what_compiling_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What earlier pictures could have saved counts, across processes; then it is on record."""
+    block = QwenTransformerBlock(dim=DIM, num_heads=HEADS, head_dim=128)
+    monkeypatch.setattr(records, "SHARE", 0.5)
+
+    def record(kind: str = "float32") -> Record:
+        return Record(block, (kind,), (1, 6))
+
+    need = record().cost * 2
+    assert not record().pays(0.4 * need)
+    assert not record().pays(0.4 * need)
+    assert record().pays(0.4 * need)  # 1.2 of it
+    record().keep_compiled(1.5)
+    assert record().pays(0.0)
+    assert not record("bfloat16").pays(0.0)
+    assert record("float16").pays(need)
+    assert record().outcome() is None
+    record().keep({"fused": True, "reason": "1.20 x as fast"})
+    found = trial_module.Trial(mflux.Options(models=("qwen",)), "a class", record())
+    assert (found.running, found.fused) == (False, True)
+    assert "on record" in found.reason
+
+
+def test_a_small_picture_does_not_pay_for_compiling(generate: Callable[..., mx.array]) -> None:
+    model = transformer()
+    for block in model.transformer_blocks:  # a structure that no other test compiled
+        block.attn.norm_q.eps = 1e-5
+    image = pipeline(model)
+    plain = generate(image, steps=2)
+    with mflux.enabled(**{**NOTHING, "fused_blocks": "auto"}):
+        found = generate(image, steps=2)
+        (text,) = mflux.status().blocks
+    assert "have not earned yet" in text
+    assert relative(found, plain) <= FLOAT32
 
 
 def _unbound_call() -> Callable[..., Any]:
@@ -521,6 +580,51 @@ def test_bfloat16_asks_for_bfloat16_weights(generate: Callable[..., mx.array]) -
         found = generate(image)
     assert relative(found, plain) <= FLOAT32
     assert parts("precision") == {"as mflux has it: no bfloat16 weights": 2 * STEPS}
+
+
+# Freed modulation
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (mx.float32, {}),
+        (mx.bfloat16, {"precision": "bfloat16"}),
+        (mx.float32, {"fused_blocks": "on", "share_modulation": True}),
+    ],
+    ids=["float32", "bfloat16", "fused"],
+)
+def test_freed_modulation_is_bit_identical(
+    generate: Callable[..., mx.array], dtype: mx.Dtype, options: dict[str, Any]
+) -> None:
+    image = pipeline(transformer(dtype))
+    before = sum(x.nbytes for _, x in tree_flatten(image.transformer.parameters()))
+    with mflux.enabled(**{**NOTHING, **options}):
+        plain = generate(image)
+    with mflux.enabled(**{**NOTHING, **options}, free_modulation=True):
+        freed = generate(image)
+        again = generate(image)
+    assert mx.array_equal(plain, freed)
+    assert mx.array_equal(plain, again)
+    after = sum(x.nbytes for _, x in tree_flatten(image.transformer.parameters()))
+    size = plain.itemsize if dtype == mx.float32 else 2
+    assert before - after == LAYERS * 2 * (6 * DIM * DIM + 6 * DIM) * size
+
+
+def test_another_schedule_is_refused_before_anything_runs(
+    generate: Callable[..., mx.array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = pipeline(transformer())
+    with mflux.enabled(**NOTHING, free_modulation=True):
+        generate(image)
+        ran: list[str] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(modulation, "show", lambda _: ran.append("a block"))
+            with pytest.raises(HostError, match="another schedule"):
+                generate(image, steps=STEPS + 1)
+        assert not ran
+    with pytest.raises(HostError, match="let go"):
+        generate(image)
 
 
 # Switches
