@@ -38,8 +38,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     # Outside the clone: nothing here can be found by accident.
     with tempfile.TemporaryDirectory(prefix="qwen-mfa-clean-") as folder:
-        clean = CleanEnvironment(folder=Path(folder), log=ROOT / "build" / "demo.log")
-        clean.log.unlink(missing_ok=True)
+        clean = CleanEnvironment(folder=Path(folder))
         with step("Installing the wheel into a clean environment"):
             clean.create()
             constraints = str(ROOT / "requirements" / "constraints.txt")

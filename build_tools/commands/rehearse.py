@@ -16,6 +16,7 @@ from build_tools.release.rehearsal import Report
 from build_tools.support import paths, tables
 from build_tools.support.console import say
 from build_tools.support.errors import BuildToolsError
+from build_tools.support.process import log_file
 
 if TYPE_CHECKING:
     import argparse
@@ -34,15 +35,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Rehearse; exit status 1 when anything did not go as it should."""
     subject = project.load()
-    log = paths.ROOT / "build" / "rehearse.log"
-    log.unlink(missing_ok=True)
     pythons = installers.pythons()
     fit = {version: path for version, path in pythons.items() if _key(version) >= OLDEST}
     report = Report()
     with tempfile.TemporaryDirectory(prefix="qwen-mfa-rehearsal-") as folder:
         work = Path(folder)
-        built = rehearsal.build(work / "built", subject, log=log)
-        rehearsal.mirror(work / "index", subject, fit.values(), log=log)
+        built = rehearsal.build(work / "built", subject)
+        rehearsal.mirror(work / "index", subject, fit.values())
         with Index(folder=work / "index") as index:
             rehearsal.check_publishing(report, index, built, subject)
             _environments(report, index, built, subject, fit=fit, all_of_them=pythons, work=work)
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         text = platform_matrix.document(rows, subject.version)
         (paths.ROOT / platform_matrix.DOCUMENT).write_text(text, encoding="utf-8")
         say(f"wrote {platform_matrix.DOCUMENT}")
-    say(f"{len(report.passed)} passed, {len(report.failed)} failed; log: {log}")
+    say(f"{len(report.passed)} passed, {len(report.failed)} failed; log: {log_file()}")
     return 1 if report.failed else 0
 
 

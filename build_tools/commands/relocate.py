@@ -19,7 +19,6 @@ from build_tools.binaries.relocate.errors import RelocationError
 from build_tools.support import files
 from build_tools.support.console import printable, say, stdout
 from build_tools.support.errors import UsageError
-from build_tools.support.paths import ROOT
 
 if TYPE_CHECKING:
     import argparse
@@ -79,9 +78,8 @@ def _one(
     data = macho.read_library(source)
     if elf_reader.is_elf(data[:4]):
         shutil.copyfile(source, target)
-        log = ROOT / "build" / "relocate.log"
         debug = target.parent / "debug" if args.debug is not None else None
-        elf.relocate(target, log=log, companions=sorted(companions), debug=debug)
+        elf.relocate(target, companions=sorted(companions), debug=debug)
         say(f"{printable(source.name)}: ELF, {elf.manylinux_tag(target)}")
     elif macho_reader.is_macho(data[:8]):
         result = macho.relocate(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from build_tools.support.console import say, stdout, step
 from build_tools.support.errors import BuildToolsError
 from build_tools.support.paths import ROOT
+from build_tools.support.process import log_file
 from build_tools.support.process import run as run_process
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ def run(args: argparse.Namespace) -> int:
 def build(out: Path = DIST) -> Path:
     """Build one wheel into ``out``, replacing older ones of this project, and return its path."""
     out.mkdir(parents=True, exist_ok=True)
-    log = ROOT / "build" / "wheel.log"
-    log.unlink(missing_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=".wheel-", dir=out) as temporary,
         step("Building the wheel") as detail,
@@ -43,10 +42,10 @@ def build(out: Path = DIST) -> Path:
         command = [sys.executable, "-m", "build", "--wheel", "--outdir", temporary, str(ROOT)]
         constraints = ROOT / "requirements" / "constraints.txt"
         env = {**os.environ, "PIP_CONSTRAINT": str(constraints)}
-        run_process(command, log=log, cwd=ROOT, env=env, on_line=detail)
+        run_process(command, cwd=ROOT, env=env, on_line=detail)
         wheels = list(Path(temporary).glob("*.whl"))
         if len(wheels) != 1:
-            msg = f"The build made {len(wheels)} wheels instead of one. Full log: {log}"
+            msg = f"The build made {len(wheels)} wheels instead of one. Full log: {log_file()}"
             raise BuildToolsError(msg)
         target = out / wheels[0].name
         wheels[0].replace(target)

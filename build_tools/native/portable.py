@@ -98,7 +98,7 @@ def build(*, work: Path | None = None, toolchain: str | None = None) -> Built | 
             compile_with = _swift_build if toolchain == "swift" else _cc_build
             compile_with(Path(temporary), library, detail)
             if SYSTEM == "linux":
-                elf.relocate(library, log=process.log_file())
+                elf.relocate(library)
             else:
                 macho.embed(library, architecture=platform.machine())
         return library, inputs

@@ -64,28 +64,28 @@ class Report:
         say(f"ok      {told}")
 
 
-def build(work: Path, subject: Project, *, log: Path) -> Built:
+def build(work: Path, subject: Project) -> Built:
     """Build everything that is published: real files for this machine, stand-ins for the others."""
     out = work / "dist"
     with step("Building the source distribution and the wheels"):
-        sdist = front_end(subject.root, work / "sdist", ["--sdist"], "none", log)
-        native = front_end(subject.root, work / "native", ["--wheel"], "auto", log)
-        pure = front_end(subject.root, work / "pure", ["--wheel"], "none", log)
+        sdist = front_end(subject.root, work / "sdist", ["--sdist"], "none")
+        native = front_end(subject.root, work / "native", ["--wheel"], "auto")
+        pure = front_end(subject.root, work / "pure", ["--wheel"], "none")
     with step("Cross-compiling the stand-in wheels"):
         others = [
-            standin.make(pure, target, work / "standins", project=subject, log=log)
+            standin.make(pure, target, work / "standins", project=subject)
             for target in standin.missing_targets()
         ]
     below, above = project.neighbours(subject.version)
     with step(f"Building {below} and {above}"):
-        previous = _neighbour(subject, below, work / "previous", log, extra=ONLY_BEFORE)
-        yanked = _neighbour(subject, above, work / "yanked", log)
+        previous = _neighbour(subject, below, work / "previous", extra=ONLY_BEFORE)
+        yanked = _neighbour(subject, above, work / "yanked")
     out.mkdir()
     moved = [Path(shutil.copy2(path, out)) for path in (sdist, native, pure, *others)]
     return Built(release=tuple(moved), native=out / native.name, previous=previous, yanked=yanked)
 
 
-def mirror(folder: Path, subject: Project, pythons: Iterable[Path], *, log: Path) -> None:
+def mirror(folder: Path, subject: Project, pythons: Iterable[Path]) -> None:
     """Copy everything that users need beside us from the machine's own index into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [
@@ -100,7 +100,7 @@ def mirror(folder: Path, subject: Project, pythons: Iterable[Path], *, log: Path
                 "--dest", str(folder), "mlx[cpu]>=0.32" if sys.platform == "linux" else "mlx>=0.32",
                 "cffi>=1.17", *wanted,
             ]  # fmt: skip
-            process.run(command, log=log)
+            process.run(command)
 
 
 def publish(index: Index, paths: Iterable[Path]) -> installers.Outcome:
@@ -284,7 +284,7 @@ def _refused(env: Environment, *arguments: str) -> None:
     _require(env.installed() is None, "something was installed all the same")
 
 
-def front_end(root: Path, out: Path, what: list[str], native: str, log: Path) -> Path:
+def front_end(root: Path, out: Path, what: list[str], native: str) -> Path:
     """Build one distribution as any user's front end does, isolated; return its path."""
     env = {
         **os.environ,
@@ -293,15 +293,15 @@ def front_end(root: Path, out: Path, what: list[str], native: str, log: Path) ->
         "QWEN_MFA_NATIVE": native,
     }
     command = [sys.executable, "-m", "build", *what, "--outdir", str(out), str(root)]
-    process.run(command, log=log, cwd=root, env=env)
+    process.run(command, cwd=root, env=env)
     made = files.distributions(out)
     if len(made) != 1:
-        msg = f"the build made {len(made)} files instead of one; log: {log}"
+        msg = f"the build made {len(made)} files instead of one; log: {process.log_file()}"
         raise ReleaseError(msg)
     return made[0]
 
 
-def _neighbour(subject: Project, version: str, work: Path, log: Path, extra: str = "") -> Path:
+def _neighbour(subject: Project, version: str, work: Path, extra: str = "") -> Path:
     """Build the MLX-only wheel of the same sources as another version."""
     tree = work / "tree"
     shutil.copytree(subject.root, tree, ignore=shutil.ignore_patterns(*NOT_COPIED))
@@ -312,7 +312,7 @@ def _neighbour(subject: Project, version: str, work: Path, log: Path, extra: str
     path.write_text(changed, encoding="utf-8")
     if extra:
         (tree / "mfa_wheel" / "qwen_mfa" / extra).write_text('"""Gone now."""\n', encoding="utf-8")
-    return front_end(tree, work / "out", ["--wheel"], "none", log)
+    return front_end(tree, work / "out", ["--wheel"], "none")
 
 
 def _require(condition: bool, text: str) -> None:

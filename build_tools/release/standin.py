@@ -67,7 +67,7 @@ def missing_targets(machine: str = platform.machine(), system: str = sys.platfor
     return [MACOS, *others]
 
 
-def make(pure: Path, target: Target, out: Path, *, project: Project, log: Path) -> Path:
+def make(pure: Path, target: Target, out: Path, *, project: Project) -> Path:
     """Make the stand-in for ``target`` from the MLX-only wheel ``pure``; return its path.
 
     Raises:
@@ -77,7 +77,7 @@ def make(pure: Path, target: Target, out: Path, *, project: Project, log: Path) 
     out.mkdir(parents=True, exist_ok=True)
     name = f"{project.file_stem}-{BUILD_TAG}-py3-none-{target.tag}.whl"
     with tempfile.TemporaryDirectory(prefix=".standin-", dir=out) as temporary:
-        library = _compile(target, Path(temporary), log=log)
+        library = _compile(target, Path(temporary))
         told = _manifest(target, library, project)
         made = Path(temporary) / name
         shutil.copyfile(pure, made)
@@ -87,7 +87,7 @@ def make(pure: Path, target: Target, out: Path, *, project: Project, log: Path) 
     return out / name
 
 
-def _compile(target: Target, folder: Path, *, log: Path) -> Path:
+def _compile(target: Target, folder: Path) -> Path:
     library = folder / target.library
     sources = sorted(portable.SOURCES.rglob("*.c"))
     command = [
@@ -95,7 +95,7 @@ def _compile(target: Target, folder: Path, *, log: Path) -> Path:
         "-fPIC", "-fvisibility=hidden", f"-I{portable.SOURCES / 'include'}",
         *map(str, sources), *target.link, "-s", "-o", str(library),
     ]  # fmt: skip
-    process.run(command, log=log, cwd=folder)
+    process.run(command, cwd=folder)
     if target is MACOS:
         library.write_bytes(macho.relocate(library.read_bytes(), filename=library.name))
     return library

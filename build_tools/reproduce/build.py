@@ -12,7 +12,7 @@ from build_tools.native import portable
 from build_tools.support.console import step
 from build_tools.support.errors import BuildToolsError
 from build_tools.support.paths import ROOT
-from build_tools.support.process import capture, run
+from build_tools.support.process import capture, log_file, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,7 +101,7 @@ STRANGE = Circumstances(
 )
 
 
-def clone(target: Path, *, log: Path, commit: str = "HEAD") -> None:
+def clone(target: Path, *, commit: str = "HEAD") -> None:
     """Clone this repository into ``target`` at ``commit``.
 
     Raises:
@@ -112,9 +112,9 @@ def clone(target: Path, *, log: Path, commit: str = "HEAD") -> None:
         msg = f"{ROOT} is no git clone, so it cannot be cloned. Run this in a clone."
         raise ReproduceError(msg)
     target.parent.mkdir(parents=True, exist_ok=True)
-    run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(target)], log=log)
+    run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(target)])
     wanted = capture(["git", "rev-parse", commit], cwd=ROOT)
-    run(["git", "checkout", "--quiet", "--detach", wanted], log=log, cwd=target)
+    run(["git", "checkout", "--quiet", "--detach", wanted], cwd=target)
 
 
 def uncommitted() -> list[str]:
@@ -146,11 +146,9 @@ def build(
     tree = work / how.folder
     home = work / f"home-{how.variables['USER']}"
     out = work / f"out-{how.variables['USER']}"
-    log = ROOT / "build" / f"reproduce-{toolchain}-{how.front_end}.log"
-    log.unlink(missing_ok=True)
     for folder in (home, out):
         folder.mkdir(parents=True)
-    clone(tree, log=log, commit=commit)
+    clone(tree, commit=commit)
     if how.old_files:
         for path in tree.rglob("*"):
             if not path.is_symlink():
@@ -158,10 +156,10 @@ def build(
     command = _command(tree, how, out, isolated=isolated)
     env = _environment(how, home, tree, toolchain, isolated=isolated)
     with step(f"Building: {toolchain}, {how.describe()}") as detail:
-        run(command, log=log, cwd=tree, env=env, on_line=detail)
+        run(command, cwd=tree, env=env, on_line=detail)
     wheels = list(out.glob("*.whl"))
     if len(wheels) != 1:
-        msg = f"The build made {len(wheels)} wheels instead of one. Full log: {log}"
+        msg = f"The build made {len(wheels)} wheels instead of one. Full log: {log_file()}"
         raise ReproduceError(msg)
     return wheels[0]
 

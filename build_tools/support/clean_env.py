@@ -22,7 +22,6 @@ class CleanEnvironment:
     """A virtual environment in a folder of its own, and the variables its programs get."""
 
     folder: Path
-    log: Path
     python: str = sys.executable
 
     @property
@@ -48,5 +47,5 @@ class CleanEnvironment:
         self.run([*pip, "--disable-pip-version-check", *requirements])
 
     def run(self, command: list[str]) -> None:
-        """Run ``command`` from the environment's folder, its output into the log."""
-        run(command, log=self.log, cwd=self.folder, env=self.variables())
+        """Run ``command`` from the environment's folder."""
+        run(command, cwd=self.folder, env=self.variables())

@@ -31,7 +31,6 @@ OLDEST_MANYLINUX = (2, 17)  # manylinux2014, the oldest that installers still me
 def relocate(
     library: Path,
     *,
-    log: Path,
     companions: Sequence[str] = (),
     debug: Path | None = None,
 ) -> None:
@@ -39,7 +38,6 @@ def relocate(
 
     Args:
         library: An ELF library.
-        log: Receives what the tools print.
         companions: Names of the libraries that lie beside it in the wheel.
         debug: Where to keep the debug information that is split off; dropped if ``None``.
 
@@ -59,14 +57,14 @@ def relocate(
         shutil.copy2(library, work)
         symbols = Path(folder) / f"{library.name}.debug"
         if debug is not None:
-            run([objcopy, "--only-keep-debug", str(work), str(symbols)], log=log)
+            run([objcopy, "--only-keep-debug", str(work), str(symbols)])
         strip = [objcopy, "--strip-unneeded", "--strip-debug", "--enable-deterministic-archives"]
         link = [f"--add-gnu-debuglink={symbols.name}"] if debug is not None else []
-        run([*strip, *link, work.name], log=log, cwd=work.parent)
+        run([*strip, *link, work.name], cwd=work.parent)
         # After stripping: objcopy may undo what patchelf moved.
         edits = [word for each in unused for word in ("--remove-needed", each)]
         edits += ["--set-rpath", "$ORIGIN"] if needs_companion else ["--remove-rpath"]
-        run([patchelf, *edits, str(work)], log=log)
+        run([patchelf, *edits, str(work)])
         work.write_bytes(without_run_paths(work.read_bytes(), facts.rpaths))
         check(work, companions=companions)
         work.chmod(0o755)

@@ -36,7 +36,7 @@ def readelf(path: Path, *options: str) -> str:
 def test_debug_information_is_split_off(tmp_path: Path) -> None:
     library = made(tmp_path, PLAIN, "-g", "-ffile-prefix-map=/=.")
     assert ".debug_info" in readelf(library, "-S")
-    relocate(library, log=tmp_path / "log", debug=tmp_path / "debug")
+    relocate(library, debug=tmp_path / "debug")
     assert ".debug_info" not in readelf(library, "-S")
     assert ".gnu_debuglink" in readelf(library, "-S")
     assert ".debug_info" in readelf(tmp_path / "debug" / "libdemo.so.debug", "-S")
@@ -48,7 +48,7 @@ def test_run_paths_leave_no_trace(tmp_path: Path) -> None:
     flags = ("-Wl,-rpath,/home/someone/.swiftly/toolchains/lib:/opt/swift/usr/lib/demo",)
     library = made(tmp_path, PLAIN, *flags)
     assert "/home/someone" in readelf(library, "-d")
-    relocate(library, log=tmp_path / "log")
+    relocate(library)
     assert "PATH" not in readelf(library, "-d")
     assert b"someone" not in library.read_bytes()
     assert b"/opt/swift" not in library.read_bytes()
@@ -80,7 +80,7 @@ def test_an_unused_swift_runtime_goes(tmp_path: Path) -> None:
                 name="libswiftCore.so")  # fmt: skip
     library = made(tmp_path, PLAIN, "-Wl,--no-as-needed", str(stub), "-Wl,-rpath,/opt/swift/lib")
     assert "libswiftCore.so" in elf.read(library.read_bytes()).needed
-    relocate(library, log=tmp_path / "log")
+    relocate(library)
     assert "libswiftCore.so" not in elf.read(library.read_bytes()).needed
 
 
@@ -103,9 +103,9 @@ def test_refusals(what: str, tmp_path: Path) -> None:
     library = made(tmp_path, source, *flags)
     before = library.read_bytes()
     with pytest.raises(RelocationError, match=message):
-        relocate(library, log=tmp_path / "log")
+        relocate(library)
     assert library.read_bytes() == before, "nothing half done"
-    assert {path.name for path in tmp_path.iterdir()} <= {"libdemo.so", "log"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"libdemo.so", "test.log"}
 
 
 def test_foreign_dependencies_are_refused(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_foreign_dependencies_are_refused(tmp_path: Path) -> None:
                  name="libother.so")  # fmt: skip
     library = made(tmp_path, "int other(void); int demo(void) { return other(); }", str(other))
     with pytest.raises(RelocationError, match=r"depends on libother\.so\.7, which neither"):
-        relocate(library, log=tmp_path / "log")
+        relocate(library)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x7fELF", b"\x7fELF" + b"\xff" * 500, b"text" * 50])
@@ -121,7 +121,7 @@ def test_what_is_no_library(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "libdemo.so"
     path.write_bytes(data)
     with pytest.raises(RelocationError):
-        relocate(path, log=tmp_path / "log")
+        relocate(path)
     assert path.read_bytes() == data
 
 

@@ -48,10 +48,10 @@ def _build(work: Path, out: Path, subject: Project) -> None:
     stage = work / "dist"
     stage.mkdir()
     for what in ("--sdist", "--wheel"):
-        made = rehearsal.front_end(tree, work / what, [what], "none", work / "log")
+        made = rehearsal.front_end(tree, work / what, [what], "none")
         path = made.replace(stage / made.name)
     for target in (standin.MACOS, *standin.LINUX.values()):
-        standin.make(path, target, stage, project=subject, log=work / "log")
+        standin.make(path, target, stage, project=subject)
     assert len(files.distributions(stage)) == 5
     stage.rename(out)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory, root: Path) -> CleanEnvironment:
     folder = tmp_path_factory.mktemp("clean")
-    made = CleanEnvironment(folder=folder, log=folder / "log")
+    made = CleanEnvironment(folder=folder)
     made.create()
     backend = "mlx[cpu]" if sys.platform == "linux" else "mlx"
     made.install("-c", str(root / "requirements" / "constraints.txt"), backend, "cffi")
