@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MAX_SIZE = 512 * 1024**2  # of a file, and of what is in it
+MAX_SIZE = 128 * 1024**2  # of a file, and of what is in it
 MAX_DIRECTORY = 4 * 1024**2
 END, END_SIZE, MAX_COMMENT = b"PK\x05\x06", 22, 65_535
 ZIP64_LOCATOR, LOCATOR_SIZE = b"PK\x06\x07", 20
