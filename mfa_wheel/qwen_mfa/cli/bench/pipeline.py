@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import sys
 import time
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ ALL_BLOCKS = 60
 HEADS, HEAD_DIM, TEXT_DIM = 24, 128, 3584
 NEGATIVE = 12  # tokens of a short negative prompt
 GUIDANCE = 4.0
+SHORT = 3.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,19 +241,24 @@ def measure(
     memory: dict[str, int] = {}
     found: dict[str, float | str] = {}
     # So that compiling is on record, and "auto" decides by what blocks take once it is done.
-    for name in WARMED:
+    for name in _to_be_warmed(args.ways):
         start = time.perf_counter()
         all_steps[name]()
         firsts[f"compiling, {name}"] = time.perf_counter() - start
+        _tell(f"{size.name}, compiling, {name}: {seconds(firsts[f'compiling, {name}'])}")
+    durations: dict[str, float] = {}
     for number, (name, step) in enumerate(ways.items()):
         progress(0.2 * number / len(ways), f"first step: {name}")
         start = time.perf_counter()
         step()
         firsts[name] = time.perf_counter() - start
+        _tell(f"{size.name}, {name}: first step {seconds(firsts[name])}")
         step()  # whatever is found out on the first steps is found out now
         mx.clear_cache()
         mx.reset_peak_memory()
+        start = time.perf_counter()
         outputs[name] = step()
+        durations[name] = time.perf_counter() - start
         memory[name] = mx.get_peak_memory()
         found |= _blocks(WAYS[name], name)
     errors = {name: _error(outputs[name], outputs[_against(name, ways)]) for name in ways}
@@ -265,13 +272,41 @@ def measure(
     )
     peaks: list[float] = []
     rounds = Rounds(times={})
-    for number, rounds in enumerate(interleaved(ways, rounds=args.rounds), 1):
+    for number, rounds in enumerate(_interleaved(ways, durations, args.rounds), 1):
         progress(0.2 + 0.8 * number / args.rounds, f"round {number} of {args.rounds}")
         peak = device.peak_rate("bfloat16")
         if peak:
             peaks.append(peak)
         yield _filled(base, rounds, peaks, memory, errors, firsts, size)
     yield replace(_filled(base, rounds, peaks, memory, errors, firsts, size), complete=True)
+
+
+def _interleaved(
+    ways: dict[str, Callable[[], mx.array]], durations: dict[str, float], rounds: int
+) -> Iterator[Rounds]:
+    """Time each way after an untimed step of its own where steps are short.
+
+    MLX keeps freed memory for reuse; what another way left does not fit, and asking the device for
+    more takes milliseconds.
+    """
+    repeats = {name: 3 if taken < SHORT else 1 for name, taken in durations.items()}
+    return interleaved(ways, rounds=rounds, warm_up=0, repeats=repeats)
+
+
+def _to_be_warmed(chosen: Collection[str]) -> list[str]:
+    """Return the ways that compile what the chosen ones decide about."""
+    deciding = [
+        way.latents == "bfloat16" or "precision" in way.switches
+        for way in (WAYS[name] for name in chosen)
+        if way.switches is not None and way.switches.get("fused_blocks", "auto") == "auto"
+    ]
+    return [name for name, narrow in zip(WARMED, (False, True), strict=True) if narrow in deciding]
+
+
+def _tell(text: str) -> None:
+    """Say how far it is where no bar is drawn: a run that is ended has said what it found."""
+    if not sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
 
 
 def _blocks(way: Way, name: str) -> dict[str, float | str]:

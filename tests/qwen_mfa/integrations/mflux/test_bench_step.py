@@ -1,0 +1,51 @@
+"""``qwen-mfa bench step`` with mflux's own modules, small."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qwen_mfa.cli import main
+from qwen_mfa.cli.bench import pipeline, step
+from qwen_mfa.integrations import mflux
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_mflux_s_own_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pipeline, "HEADS", 2)
+    monkeypatch.setattr(pipeline, "TEXT_DIM", 64)
+    ways = ["all, bfloat16", "bfloat16 latents: mflux", "guidance 1: mflux", "guidance 1: all"]
+    words = ["--blocks", "1", "--rounds", "1", "--ways", ";".join(ways)]
+    out = tmp_path / "step.json"
+    assert main(["bench", "step", "2,3", *words, "--out", str(out)]) == 0
+    assert "guidance 1: all" in capsys.readouterr().out
+    (case,) = json.loads(out.read_text(encoding="utf-8"))["cases"]
+    assert case["complete"]
+    assert [entry["contestant"] for entry in case["entries"]] == ["mflux", *ways]
+    for entry in case["entries"]:
+        assert entry["seconds"]["median"] > 0
+        assert entry["memory"] > 0
+    found = case["conclusions"]
+    assert found["error mflux"] == 0
+    assert 0 < found["error all, bfloat16"] < 0.1
+    assert found["error guidance 1: all"] < 0.01
+    assert not mflux.status().enabled
+
+
+def test_operations_are_those_of_the_products() -> None:
+    """At 1024 x 1024 with 100 and 12 text tokens: 138 TFLOP in two passes of 60 blocks."""
+    size = step.parse("64,100")
+    assert pipeline.operations(size, 60, passes=2) == pytest.approx(1.38e14, rel=0.01)
+    assert pipeline.operations(size, 60, passes=1) == pytest.approx(0.70e14, rel=0.01)
+
+
+def test_unknown_ways() -> None:
+    with pytest.raises(ValueError, match="unknown ways"):
+        pipeline.names("all;nothing")
+    assert pipeline.names("all")[0] == "mflux"
