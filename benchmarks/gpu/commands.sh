@@ -44,7 +44,7 @@ check explain-mask '0' explain 1 24 1124 1124 128 bfloat16 --mask bool
 LIMIT=240 check selftest '0' selftest
 check selftest-metal '0 3' selftest --metal --quick
 check bench-attention '0' bench attention ${SHAPES:-qwen-512 qwen-1024} --rounds 3 --out "$out/attention.json"
-check bench-masks '0' bench attention ${SHAPES:-qwen-512} --mask padding causal --rounds 3 --no-memory
+check bench-masks '0' bench attention ${SHAPES:-qwen-512} --mask padding,causal --rounds 3 --no-memory
 check bench-float32 '0' bench attention ${SHAPES:-qwen-512} --dtype float32 --rounds 3 --no-memory --peers
 check bench-padding '0' bench padding ${FEW:+--image-tokens 60 --heads 2} --rounds 3
 check bench-step '0' bench step ${SIZES:-qwen-512} --rounds 3 --out "$out/step.json"

@@ -9,6 +9,7 @@ from qwen_mfa.errors import (
     BackendError,
     HostError,
     LibraryError,
+    MLXError,
     NativeError,
     QwenMfaError,
     RunError,
@@ -29,6 +30,7 @@ __all__ = [
     "Event",
     "HostError",
     "LibraryError",
+    "MLXError",
     "NativeError",
     "QwenMfaError",
     "RunError",
@@ -50,16 +52,28 @@ _LAZY = {
     "subscribe": "telemetry",
     "use": "selection.override",
 }
+_NEED_MLX = {"scaled_dot_product_attention", "stats", "use"}
+# Reachable as attributes; those with modules of their own come with these.
+_PACKAGES = {"integrations": "integrations.mflux", "qwen_image": "qwen_image"}
 
 
 def __getattr__(name: str) -> object:
-    """Load what is asked for: the operation brings MLX with it."""
+    """Load what is asked for: the operation brings MLX with it, and needs it to work."""
     if name in _LAZY:
         from importlib import import_module  # noqa: PLC0415
 
+        if name in _NEED_MLX:
+            from qwen_mfa import backend  # noqa: PLC0415
+
+            backend.require()
         found: object = getattr(import_module(f"qwen_mfa.{_LAZY[name]}"), name)
         globals()[name] = found
         return found
+    if name in _PACKAGES:
+        from importlib import import_module  # noqa: PLC0415
+
+        import_module(f"qwen_mfa.{_PACKAGES[name]}")
+        return import_module(f"qwen_mfa.{name}")
     if name == "__version__":
         from importlib.metadata import version  # noqa: PLC0415
 
@@ -69,4 +83,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """Return the public names."""
+    return sorted({*__all__, *_PACKAGES})

@@ -66,5 +66,9 @@ class BackendError(QwenMfaError):
     """A kernel that the user forces cannot run, or ``QWEN_MFA_BACKEND`` names none there is."""
 
 
+class MLXError(QwenMfaError):
+    """MLX does not work here: it has no backend, or its backend has no driver."""
+
+
 class MetalError(QwenMfaError):
     """Memory or an object of Metal is not what the Metal engine needs it to be."""

@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_mfa import backend
+
 SYSTEM: str = sys.platform  # a variable, so that the type checker looks at every branch
 # Packages that carry a backend of MLX; which one is there decides what its kernels are.
 BACKENDS = ("mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
@@ -176,7 +178,9 @@ def _nvidia_driver() -> str:
 
 
 def _gpu() -> str:
-    import mlx.core as mx  # noqa: PLC0415 - reports about a broken MLX need this module too
+    if backend.problem():  # reports about a broken MLX need this module, too
+        return ""
+    import mlx.core as mx  # noqa: PLC0415
 
     device = mx.Device(mx.DeviceType.gpu)
     if not mx.is_available(device):

@@ -7,6 +7,7 @@ Every kernel is proved and measured for Qwen-Image's shapes, unless that is on r
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from qwen_mfa.selection.candidates import Finding
     from qwen_mfa.selection.choose import Choice
 
-HELP = "check this installation and say what would make it faster"
 
 # Image tokens at 512, 1024 and 1328 pixels square, each with some text: Qwen-Image's own sizes.
 TEXT_TOKENS = 100
@@ -217,29 +217,40 @@ def _kernels(report: Report) -> str:
     rows = []
     for title, choice in report.choices.items():
         if isinstance(choice, str):
-            rows.append([title, "-", "BROKEN", "", "", "", choice])
+            rows.append([title, "-", "BROKEN", "", "", "", "", choice])
             continue
-        lines = [_cells(x, runs=x.kernel is choice.kernel) for x in choice.findings]
+        lines = [
+            _cells(x, runs=x.kernel is choice.kernel)
+            for x in choice.findings
+            if report.machine.system == "macOS" or not x.kernel.name.startswith("metal")
+        ]
         if choice.kernel.name == "mlx":
-            lines.insert(0, ["mlx", "runs", "-", "-", "-", "" if lines else choice.reason])
+            lines.insert(0, ["mlx", "runs", "-", "", "-", "-", "" if lines else choice.reason])
         rows += [[title if i == 0 else "", *line] for i, line in enumerate(lines)]
-    header = ["image", "kernel", "", "proof error", "time", "MLX's time", "finding"]
-    note = "Times are of the problems that were measured: smaller ones where MLX would take long."
-    return f"{table(header, rows)}\n{note}"
+    header = ["image", "kernel", "", "proof error", "measured at", "time", "MLX's time", "finding"]
+    return table(header, rows)
 
 
 def _cells(finding: Finding, *, runs: bool) -> list[str]:
     verdict, samples = finding.verdict, finding.samples
     why = samples[-1].ratio if samples else finding.reason
     proof = "-" if verdict is None else f"{verdict.error:.1e}" if verdict.ok else "WRONG"
+    where = _brief(samples[-1].problem) if samples else ""
     times = [seconds(t) for x in samples[-1:] for t in (x.seconds, x.seconds_mlx)] or ["-", "-"]
     return [
         finding.kernel.name,
         "runs" if runs else "",
         proof,
+        where,
         *times,
         why if len(why) <= _WIDEST else why[: _WIDEST - 1] + "…",
     ]
+
+
+def _brief(problem: str) -> str:
+    """Return the heads and rows of a problem in words, such as ``H 24 Sq 1124 Skv 1124``."""
+    found = re.search(r"H (\S+) Sq (\d+)", problem)
+    return f"{found[2]} tokens, {found[1]} heads" if found else problem
 
 
 def _outcome(report: Report) -> list[str]:

@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from qwen_mfa.cli.arguments import UsageError, whole
 from qwen_mfa.cli.table import seconds
 from qwen_mfa.problem import PRECISIONS, Problem
 from qwen_mfa.selection import choose
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from qwen_mfa.selection.candidates import Finding
     from qwen_mfa.selection.choose import Choice
 
-HELP = "show what runs for one problem, and why"
+_size = whole(1, 1 << 20)
 MASKS = ("none", "causal", "bool", "additive")
 
 
@@ -109,15 +110,16 @@ def _problem(args: argparse.Namespace) -> Problem:
     heads_kv = args.heads_kv or args.H
     if args.H % heads_kv:
         msg = f"{heads_kv} key heads do not divide {args.H} query heads"
-        msg_0 = f"qwen-mfa explain: {msg}"
-        raise SystemExit(msg_0)
+        raise UsageError(msg)
     is_array = args.mask in {"bool", "additive"}
+    if args.mask_shape is not None and not is_array:
+        msg = "--mask-shape is of a mask: give --mask bool or --mask additive, too"
+        raise UsageError(msg)
     full = (args.B, args.H, args.SQ, args.SKV)
     shape = args.mask_shape or (1, 1, args.SQ, args.SKV)
     if is_array and any(n not in (1, m) for n, m in zip(shape, full, strict=True)):
         msg = f"a mask of shape {shape} does not broadcast to {full}"
-        msg_0 = f"qwen-mfa explain: {msg}"
-        raise SystemExit(msg_0)
+        raise UsageError(msg)
     return Problem(
         batch=args.B,
         heads_q=args.H,
@@ -130,14 +132,6 @@ def _problem(args: argparse.Namespace) -> Problem:
         mask=args.mask,
         mask_shape=shape if is_array else (),
     )
-
-
-def _size(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 1 << 20:
-        msg = f"{text} is not from 1 to {1 << 20}"
-        raise argparse.ArgumentTypeError(msg)
-    return value
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -8,16 +8,13 @@ import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
-
 import qwen_mfa
+from qwen_mfa import backend
 from qwen_mfa.errors import LibraryError
 from qwen_mfa.native import library
 
 if TYPE_CHECKING:
     import argparse
-
-HELP = "show the library, how it was built, and the versions in use"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +44,10 @@ def gather() -> dict[str, Any]:
 
 def device() -> str:
     """Name the device that MLX computes on."""
+    if backend.problem():
+        return f"none. {backend.problem()}"
+    import mlx.core as mx  # noqa: PLC0415 - where it works
+
     here = mx.default_device()
     kind = "GPU" if here.type == mx.DeviceType.gpu else "CPU"
     found = mx.device_info(here)

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-HELP = "run a program (mflux-generate-qwen, …) with the mflux integration"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -314,12 +312,17 @@ def _is_python(path: Path) -> bool:
 
 def _check_report(path: Path | None) -> None:
     """Find out before a long run, not after it, that the report cannot be written."""
-    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        msg = f"the report {path} cannot be written: make its folder, or name another file"
-        raise RunError(msg)
-    if path is not None and path.is_dir():
+    if path is None:
+        return
+    if path.is_dir():
         msg = f"the report {path} is a folder: name a file"
         raise RunError(msg)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        msg = f"the report {path} cannot be written ({error}): name another file"
+        raise RunError(msg) from error
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:

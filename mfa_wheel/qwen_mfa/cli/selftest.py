@@ -9,7 +9,6 @@ everything agrees, 1 when anything does not.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import mlx.core as mx
 
 from qwen_mfa.cli import device, info, selftest_metal
+from qwen_mfa.cli.arguments import UsageError, whole
 from qwen_mfa.cli.sample import (
     DTYPES,
     HEAD_DIM,
@@ -37,10 +37,11 @@ from qwen_mfa.selection import candidates, choose
 from qwen_mfa.validation.reference import attention_rows, distance, largest
 
 if TYPE_CHECKING:
+    import argparse
+
     from qwen_mfa.kernels.base import Kernel
     from qwen_mfa.problem import Problem
 
-HELP = "check the kernel against float64 and MLX on Qwen-Image's attention"
 IMAGE_TOKENS = 576
 ROWS = 96  # compared with float64, which takes long on a CPU
 
@@ -77,7 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--image-tokens",
-        type=_tokens,
+        type=whole(0, 16384),
         default=IMAGE_TOKENS,
         metavar="N",
         help=f"image tokens (default {IMAGE_TOKENS}: a 384 x 384 image)",
@@ -89,6 +90,9 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print, and tell whether everything agrees."""
     if args.metal:
         return selftest_metal.run(args)
+    if args.quick or args.report is not None:
+        msg = f"{'--quick' if args.quick else '--report'} belongs to --metal: add it"
+        raise UsageError(msg)
     facts = info.gather()
     if not args.json:
         print(info.as_text(facts), end="\n\n", flush=True)
@@ -222,11 +226,3 @@ def _progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
     elif text:
         print(text, file=sys.stderr, flush=True)
-
-
-def _tokens(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 16384:
-        msg = "give a number from 0 to 16384"
-        raise argparse.ArgumentTypeError(msg)
-    return value

@@ -49,6 +49,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run every section, write the report, and return the exit status."""
+    if args.report is not None:
+        args.report.absolute().parent.mkdir(parents=True, exist_ok=True)
     report = gather(quick=args.quick)
     if args.report is not None:
         write(args.report, report)

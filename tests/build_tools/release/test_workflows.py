@@ -314,13 +314,9 @@ def _parse_build_tools(arguments: list[str]) -> None:
 def _parse_qwen_mfa(arguments: list[str]) -> None:
     from qwen_mfa import cli
 
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    commands = parser.add_subparsers(dest="command", required=True)
     if arguments == ["--version"]:
         return
-    assert arguments[0] in cli.COMMANDS, arguments
-    cli._load(arguments[0]).configure(commands.add_parser(arguments[0]))
-    parser.parse_args(arguments)
+    cli.parser_for(arguments).parse_args(arguments)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="cibuildwheel needs Python 3.11")

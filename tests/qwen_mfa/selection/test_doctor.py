@@ -283,8 +283,6 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
         "explain 1 4 100 300 64 float99",
         "explain 0 4 100 300 64 float32",
         "explain 1 4 x 300 64 float32",
-        "explain 1 4 100 300 64 float32 --heads-kv 3",
-        "explain 1 4 100 300 64 float32 --mask bool --mask-shape 1,1,7,300",
         "explain 1 4 100 300 64 float32 --mask bool --mask-shape 7",
         "bench dispatch --rounds 0",
         "bench",

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
+
+from qwen_mfa import backend
+from qwen_mfa.cli import add_commands, load
 
 if TYPE_CHECKING:
     import argparse
 
-    from qwen_mfa.cli import Command
 
-HELP = "measure attention, a transformer step, or the cost of dispatch"
-
-SUBCOMMANDS: dict[str, str] = {
-    "attention": "qwen_mfa.cli.bench.attention",
-    "step": "qwen_mfa.cli.bench.step",
-    "padding": "qwen_mfa.cli.bench.padding",
-    "dispatch": "qwen_mfa.cli.bench.dispatch",
-    "show": "qwen_mfa.cli.bench.show",
+SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "attention": (
+        "qwen_mfa.cli.bench.attention",
+        "measure attention for Qwen-Image's shapes or any other",
+    ),
+    "step": (
+        "qwen_mfa.cli.bench.step",
+        "measure a step of Qwen-Image, and attention's share of it",
+    ),
+    "padding": (
+        "qwen_mfa.cli.bench.padding",
+        "padded text: masked against removed, for MLX alone too",
+    ),
+    "dispatch": (
+        "qwen_mfa.cli.bench.dispatch",
+        "measure what dispatch adds to calling MLX directly",
+    ),
+    "show": ("qwen_mfa.cli.bench.show", "show results again, also those of a run that was killed"),
 }
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add one parser a subcommand."""
-    commands = parser.add_subparsers(dest="bench", required=True, metavar="WHAT")
-    for name in SUBCOMMANDS:
-        module = _load(name)
-        module.configure(commands.add_parser(name, help=module.HELP, description=module.__doc__))
+    words: list[str] = parser.get_default("words")  # of the command line, set by `add_commands`
+    add_commands(parser, "bench", SUBCOMMANDS, words, metavar="WHAT")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen subcommand."""
-    return _load(args.bench).run(args)
-
-
-def _load(name: str) -> Command:
-    return cast("Command", importlib.import_module(SUBCOMMANDS[name]))
+    backend.require()
+    return load(SUBCOMMANDS[args.bench][0]).run(args)

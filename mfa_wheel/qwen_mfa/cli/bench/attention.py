@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from qwen_mfa.cli import device, info
+from qwen_mfa.cli.arguments import some_of
 from qwen_mfa.cli.bench import footprint, peers, shapes
 from qwen_mfa.cli.bench.common import Progress, add_outputs, collect, count
 from qwen_mfa.cli.bench.contestants import REMOVED, contestant, names
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from qwen_mfa.kernels.base import Call
 
-HELP = "measure attention for Qwen-Image's shapes or any other"
 AGAIN = "mlx, again"
 PROBE_LENGTH = 256
 SETTLE = 0.15
@@ -38,9 +38,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("shapes", nargs="*", type=shapes.parse, metavar="SHAPE")
     parser.add_argument(
-        "--dtype", nargs="+", choices=DTYPES, default=["bfloat16"], help="element types"
+        "--dtype",
+        type=some_of(DTYPES),
+        default=["bfloat16"],
+        metavar="NAMES",
+        help=f"of {', '.join(DTYPES)}; several with commas between (default bfloat16)",
     )
-    parser.add_argument("--mask", nargs="+", choices=shapes.MASKS, default=["none"])
+    parser.add_argument(
+        "--mask",
+        type=some_of(shapes.MASKS),
+        default=["none"],
+        metavar="NAMES",
+        help=f"of {', '.join(shapes.MASKS)}; several with commas between (default none)",
+    )
     parser.add_argument("--rounds", type=count, default=5, help="measured rounds (default 5)")
     parser.add_argument(
         "--limit", type=float, default=30.0, metavar="S", help="longest call, seconds (default 30)"

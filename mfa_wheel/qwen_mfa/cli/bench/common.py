@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen_mfa.cli.arguments import whole
 from qwen_mfa.cli.bench import plot, records
 from qwen_mfa.selection import store
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
 
     from qwen_mfa.cli.bench.records import Case, Report
 
 WIDTH = 24  # characters of the bar
+EVERY = 30.0  # seconds between lines where there is no terminal to write over one
 
 
 class Progress:
-    """One line on a terminal with a bar, written over each time; nothing elsewhere."""
+    """One line on a terminal with a bar, written over each time; elsewhere a line now and then."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._start = clock()
+        self._start = self._last = clock()
 
     def __call__(self, done: float, detail: str) -> None:
         """Show that the fraction ``done`` of everything is done, and ``detail`` is under way."""
         if sys.stderr.isatty():
             text = self.line(done, detail)
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        elif self._clock() - self._last >= EVERY:
+            self._last = self._clock()
+            print(f"{done:4.0%}  {detail}", file=sys.stderr, flush=True)
 
     def line(self, done: float, detail: str) -> str:
         """Return the line: bar, percentage, what is under way, and roughly how long it takes."""
@@ -52,13 +57,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def count(text: str) -> int:
-    """Read a number of rounds, blocks or tokens."""
-    value = int(text)
-    if not 1 <= value <= 1000:
-        msg = "give a number from 1 to 1000"
-        raise argparse.ArgumentTypeError(msg)
-    return value
+count = whole(1, 1000)  # of rounds, blocks or tokens
 
 
 def add_formats(parser: argparse.ArgumentParser) -> None:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
-HELP = "measure what dispatch adds to calling MLX directly"
 
 OURS, DIRECT = "qwen-mfa", "mlx"
 HEADER = ["", "MLX alone", "with qwen-mfa", "ratio", "quartiles", "added"]

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-HELP = "padded text: masked against removed, for MLX alone too"
 
 HEAD_DIM = 128
 

@@ -14,8 +14,6 @@ from qwen_mfa.cli.bench.common import add_formats, default_file, show
 if TYPE_CHECKING:
     import argparse
 
-HELP = "show results again, also those of a run that was killed"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""

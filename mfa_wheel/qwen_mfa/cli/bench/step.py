@@ -34,7 +34,6 @@ from qwen_mfa.selection.override import use
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-HELP = "measure a transformer step of Qwen-Image's width, and attention's share of it"
 ALL_BLOCKS = 60
 WIDTH, HEADS, HEAD_DIM = 3072, 24, 128
 MLX, CHOSEN = "mlx", "dispatch"

@@ -30,8 +30,22 @@ if TYPE_CHECKING:
 
     from qwen_mfa.integrations.mflux.qwen_step import QwenStep
 
+SYSTEM: str = sys.platform  # a variable, so that the type checker looks at every branch
 NAME = "scaled_dot_product_attention"
 KEYWORDS = {"scale", "mask", "sinks", "force_fused", "stream"}
+
+
+def install() -> str:
+    """Return the command that installs mflux and leaves MLX as it is.
+
+    On Linux mflux asks for MLX's CUDA 13 backend, which excludes the others.
+    """
+    if SYSTEM != "linux":
+        return "pip install 'mflux>=0.24,<0.25'"
+    return (
+        "pip install --no-deps 'mflux>=0.24,<0.25', then pip install "
+        "huggingface_hub tqdm pillow safetensors toml platformdirs transformers piexif"
+    )
 
 
 def supported_version() -> str:
@@ -44,7 +58,7 @@ def supported_version() -> str:
     try:
         version = importlib.metadata.version("mflux")
     except importlib.metadata.PackageNotFoundError:
-        msg = f"mflux is not installed for {sys.executable}: pip install 'mflux>=0.24,<0.25'"
+        msg = f"mflux is not installed for {sys.executable}: {install()}"
         raise HostError(msg) from None
     try:
         major, minor = (int(part) for part in version.split(".")[:2])

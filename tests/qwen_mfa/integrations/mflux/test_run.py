@@ -221,7 +221,7 @@ def test_module_finds_its_neighbours(tmp_path: Path) -> None:
         (["no-such-program"], [], "there is no program 'no-such-program'"),
         (["/bin/ls"], [], "/bin/ls is no Python program of this environment"),
         (["-m", "json.tool"], ["--models", "nope"], "choose from qwen, qwen21"),
-        (["-m", "json.tool"], ["--json", "/no/such/folder/x.json"], "cannot be written"),
+        (["-m", "json.tool"], ["--json", "/dev/null/folder/x.json"], "cannot be written"),
         (["-m", "json.tool"], ["--json", "/tmp"], "is a folder"),
     ],
     ids=["none", "no-module", "missing", "not-python", "models", "no-folder", "folder"],
