@@ -9,17 +9,22 @@
  * machine disturbs both sides alike.
  *
  * Keys: b h hkv sq skv s(=sq=skv) d dv dt(fp32|bf16|fp16) causal(0|1|2) layout(bhsd|bshd)
- *       mask(none|pad|padf|full) keep(keys left by pad masks) threads isa
+ *       mask(none|pad|padf|full|one) keep(keys left by pad masks; one: each query sees one key)
+ *       data(normal|spread|rising|inf|nan)  spread: q times 40; rising: scores rise with the keys
+ *       threads isa
  *       lib(another build of the engine, to compare with)
  *       clock(wall|cpu)   cpu: the thread's own time, with threads=1 only; blind to other load
+ *
+ * A peak that is below what a kernel reached was not the peak: such a case ends in an error.
  */
 #if !defined(_GNU_SOURCE)
-#define _GNU_SOURCE /* setenv, RUSAGE */
+#define _GNU_SOURCE /* setenv, mkstemps, RUSAGE */
 #endif
 
 #include "mfa_ffi.h"
 
 #include <dlfcn.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,14 +35,21 @@
 
 enum { MAX_CASES = 32, MAX_ROUNDS = 400 };
 
+static const char *const DATA[] = {"normal", "spread", "rising", "inf", "nan"};
+enum { NORMAL, SPREAD, RISING, INFINITE, NANS, DATA_COUNT };
+
+/* Of which unit: that of the kernel that is measured beside it. */
+typedef enum { PEAK_256, PEAK_512, PEAK_TILES } peak_kind;
+
 typedef struct {
     const char *name;
     uint32_t b, h, hkv, sq, skv, d, dv, keep, threads;
     bool cpu_time;
     mfa_error_t (*attention)(mfa_context_t, const mfa_portable_args_t *);
     mfa_context_t context;
-    int precision, causal, bshd, mask;
-    char isa[16];
+    int precision, causal, bshd, mask, data;
+    char isa[16], path[256];
+    peak_kind peak_of;
     mfa_portable_args_t args;
     double seconds[MAX_ROUNDS], peak[MAX_ROUNDS];
     long extra_kib;
@@ -56,56 +68,105 @@ static double now(void)
 
 enum { PEAK_STEPS = 600000 };
 
-static bool wide; /* 512 bits: as wide as the kernel that is measured beside it */
+static peak_kind kind_measured;
 
-/* Runs the chains; returns the operations done. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__has_include)
+#if __has_include(<amxbf16intrin.h>)
+#define HAS_TILES 1
+#endif
+#endif
+
+#if defined(HAS_TILES)
+/* Six tiles of sums, each of 16 x 16 products of 16 pairs a step. */
+static double peak_tiles(void)
+{
+    enum { STEPS = PEAK_STEPS / 4 };
+    uint16_t ones[16 * 32];
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } shape = {.palette = 1};
+    for (int i = 0; i < 16 * 32; i++)
+        ones[i] = 0x3f80;
+    for (int i = 0; i < 8; i++) {
+        shape.bytes[i] = 64;
+        shape.rows[i] = 16;
+    }
+    long steps = STEPS;
+    __asm__ volatile("ldtilecfg %1\n"
+                     "tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n"
+                     "tilezero %%tmm3\n tilezero %%tmm4\n tilezero %%tmm5\n"
+                     "tileloadd (%2, %3, 1), %%tmm6\n"
+                     "tileloadd (%2, %3, 1), %%tmm7\n"
+                     "1:\n"
+                     "tdpbf16ps %%tmm7, %%tmm6, %%tmm0\n tdpbf16ps %%tmm7, %%tmm6, %%tmm1\n"
+                     "tdpbf16ps %%tmm7, %%tmm6, %%tmm2\n tdpbf16ps %%tmm7, %%tmm6, %%tmm3\n"
+                     "tdpbf16ps %%tmm7, %%tmm6, %%tmm4\n tdpbf16ps %%tmm7, %%tmm6, %%tmm5\n"
+                     "sub $1, %0\n"
+                     "jnz 1b\n"
+                     "tilerelease\n"
+                     : "+r"(steps)
+                     : "m"(shape), "r"(ones), "r"(64L)
+                     : "cc", "memory");
+    return 6.0 * 16 * 16 * 32 * 2 * STEPS;
+}
+#endif
+
+/*
+ * Runs the chains; returns the operations done. Every chain is x = x * 0.5 + 0.5 from x = 1: always
+ * normal, whatever the registers held before.
+ */
 static double peak_kernel(void)
 {
 #if defined(__x86_64__)
+    static const float one = 1.0f, half = 0.5f;
     long steps = PEAK_STEPS;
-#define LOOP(CHAIN)                                                                                \
-    __asm__ volatile("1:\n" CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5) CHAIN(6)         \
-                         CHAIN(7) CHAIN(8) CHAIN(9) CHAIN(10) CHAIN(11) CHAIN(12)                  \
-                             CHAIN(13) "sub $1, %0\n"                                              \
-                                       "jnz 1b\n"                                                  \
-                                       "vzeroupper\n"                                              \
+#define TIMES_14(X, V)                                                                             \
+    X(V, 0)                                                                                        \
+    X(V, 1)                                                                                        \
+    X(V, 2)                                                                                        \
+    X(V, 3) X(V, 4) X(V, 5) X(V, 6) X(V, 7) X(V, 8) X(V, 9) X(V, 10) X(V, 11) X(V, 12) X(V, 13)
+#define START(V, n) "vbroadcastss %1, %%" V #n "\n"
+#define CHAIN(V, n) "vfmadd213ps %%" V "14, %%" V "14, %%" V #n "\n"
+#define LOOP(V)                                                                                    \
+    __asm__ volatile(TIMES_14(START, V) "vbroadcastss %2, %%" V "14\n"                             \
+                                        "1:\n" TIMES_14(CHAIN, V) "sub $1, %0\n"                   \
+                                                                  "jnz 1b\n"                       \
+                                                                  "vzeroupper\n"                   \
                      : "+r"(steps)                                                                 \
-                     :                                                                             \
+                     : "m"(one), "m"(half)                                                         \
                      : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",     \
-                       "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "cc")
-#define CHAIN_256(n) "vfmadd231ps %%ymm" #n ", %%ymm" #n ", %%ymm" #n "\n"
-#define CHAIN_512(n) "vfmadd231ps %%zmm" #n ", %%zmm" #n ", %%zmm" #n "\n"
-    if (wide) {
-        LOOP(CHAIN_512);
+                       "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "cc")
+#if defined(HAS_TILES)
+    if (kind_measured == PEAK_TILES)
+        return peak_tiles();
+#endif
+    if (kind_measured == PEAK_512) {
+        LOOP("zmm");
         return 14.0 * 16 * 2 * PEAK_STEPS;
     }
-    LOOP(CHAIN_256);
+    LOOP("ymm");
     return 14.0 * 8 * 2 * PEAK_STEPS;
 #elif defined(__aarch64__)
     long steps = PEAK_STEPS;
-    __asm__ volatile("1:\n"
-#define CHAIN(n) "fmla v" #n ".4s, v" #n ".4s, v" #n ".4s\n"
-                     CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5) CHAIN(6) CHAIN(7)
-                         CHAIN(8) CHAIN(9) CHAIN(10) CHAIN(11) CHAIN(12) CHAIN(13) CHAIN(14)
-                             CHAIN(15) "subs %0, %0, #1\n"
-                                       "b.ne 1b\n"
+    __asm__ volatile("fmov v16.4s, #1.0\n"
+                     "fmov v17.4s, #0.5\n"
+#define START(n) "fmov v" #n ".4s, #1.0\n"
+#define CHAIN(n) "fmla v" #n ".4s, v16.4s, v17.4s\n" /* x = x + 0.5 */
+                     START(0) START(1) START(2) START(3) START(4) START(5) START(6) START(7)
+                         START(8) START(9) START(10) START(11) START(12) START(13) START(14)
+                             START(15) "1:\n" CHAIN(0) CHAIN(1) CHAIN(2) CHAIN(3) CHAIN(4) CHAIN(5)
+                                 CHAIN(6) CHAIN(7) CHAIN(8) CHAIN(9) CHAIN(10) CHAIN(11) CHAIN(12)
+                                     CHAIN(13) CHAIN(14) CHAIN(15) "subs %0, %0, #1\n"
+                                                                   "b.ne 1b\n"
                      : "+r"(steps)
                      :
                      : "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11",
-                       "v12", "v13", "v14", "v15", "cc");
+                       "v12", "v13", "v14", "v15", "v16", "v17", "cc");
     return 16.0 * 4 * 2 * PEAK_STEPS;
 #else
     return 0;
-#endif
-}
-
-/* Whether the engine computes a case with vectors of 512 bits. */
-static bool computes_wide(const char *isa)
-{
-#if defined(__x86_64__)
-    return __builtin_cpu_supports("avx512f") && (!isa[0] || !strncmp(isa, "avx512", 6));
-#else
-    return isa && false;
 #endif
 }
 
@@ -145,12 +206,39 @@ static double measure_peak(unsigned threads)
 
 /* ---- cases ---- */
 
-/* The engine in `path`; returns the threads that it would use. */
-static unsigned open_engine(bench_case *c, const char *path)
+/* A copy of the library: the engine reads its environment once, so each setting has its own. */
+static void *open_copy(const char *path)
+{
+    char copy[] = "/tmp/engine-XXXXXX.so", buffer[1 << 16];
+    int to = mkstemps(copy, 3);
+    FILE *from = fopen(path, "rb");
+    if (to < 0 || !from) {
+        perror(path);
+        exit(2);
+    }
+    for (size_t got; (got = fread(buffer, 1, sizeof buffer, from)) > 0;)
+        if (write(to, buffer, got) != (ssize_t)got)
+            exit(2);
+    fclose(from);
+    close(to);
+    void *library = dlopen(copy, RTLD_NOW);
+    unlink(copy);
+    return library;
+}
+
+static peak_kind peak_of(const char *isa)
+{
+    return !strncmp(isa, "amx", 3) ? PEAK_TILES : !strncmp(isa, "avx512", 6) ? PEAK_512 : PEAK_256;
+}
+
+/* Opens the case's engine; returns the threads that it would use. */
+static unsigned open_engine(bench_case *c)
 {
     mfa_error_t (*create)(mfa_context_t *), (*describe)(char *, size_t);
-    char text[256];
-    void *library = dlopen(path, RTLD_NOW);
+    char text[256], isa[16] = "";
+    if (c->isa[0])
+        setenv("QWEN_MFA_ISA", c->isa, 1);
+    void *library = open_copy(c->path);
     if (!library) {
         fprintf(stderr, "%s\n", dlerror());
         exit(2);
@@ -160,9 +248,16 @@ static unsigned open_engine(bench_case *c, const char *path)
     *(void **)&c->attention = dlsym(library, "mfa_portable_attention");
     if (!create || !describe || !c->attention || create(&c->context) ||
         describe(text, sizeof text)) {
-        fprintf(stderr, "%s is no portable engine, or its environment is wrong\n", path);
+        fprintf(stderr, "%s is no portable engine, or its environment is wrong\n", c->path);
         exit(2);
     }
+    if (c->isa[0])
+        unsetenv("QWEN_MFA_ISA");
+    const char *name = strstr(text, c->precision == MFA_PRECISION_BF16 ? "bf16=" : "isa=");
+    if (!name)
+        name = strstr(text, "isa=");
+    sscanf(strchr(name, '=') + 1, "%15[^ ]", isa);
+    c->peak_of = peak_of(isa);
     const char *threads = strstr(text, "threads=");
     return threads ? (unsigned)atoi(threads + 8) : 1;
 }
@@ -211,7 +306,7 @@ static void parse(bench_case *c, const char *text)
         else if (!strcmp(item, "layout"))
             c->bshd = !strcmp(value, "bshd");
         else if (!strcmp(item, "lib"))
-            open_engine(c, value);
+            snprintf(c->path, sizeof c->path, "%s", value);
         else if (!strcmp(item, "clock"))
             c->cpu_time = !strcmp(value, "cpu");
         else if (!strcmp(item, "isa"))
@@ -224,7 +319,11 @@ static void parse(bench_case *c, const char *text)
             c->mask = !strcmp(value, "pad")    ? 1
                       : !strcmp(value, "padf") ? 2
                       : !strcmp(value, "full") ? 3
+                      : !strcmp(value, "one")  ? 4
                                                : 0;
+        else if (!strcmp(item, "data"))
+            for (c->data = 0; c->data < DATA_COUNT && strcmp(DATA[c->data], value); c->data++)
+                ;
         else {
             fprintf(stderr, "unknown key '%s'\n", item);
             exit(2);
@@ -233,10 +332,39 @@ static void parse(bench_case *c, const char *text)
     c->hkv = c->hkv ? c->hkv : c->h;
     c->dv = c->dv ? c->dv : c->d;
     c->keep = c->keep ? c->keep : c->skv;
+    if (c->data == DATA_COUNT || (c->data && c->precision == MFA_PRECISION_FP16)) {
+        fprintf(stderr, "%s: no such data\n", text);
+        exit(2);
+    }
     if (c->cpu_time && c->threads != 1) {
         fprintf(stderr, "clock=cpu needs threads=1\n");
         exit(2);
     }
+}
+
+static void put(unsigned char *data, uint64_t i, int precision, float value)
+{
+    if (precision == MFA_PRECISION_FP32)
+        memcpy(data + 4 * i, &value, 4);
+    else if (precision == MFA_PRECISION_BF16)
+        memcpy(data + 2 * i, (unsigned char *)&value + 2, 2);
+}
+
+/* What real inputs may hold, besides numbers that are all alike. */
+static void disturb(bench_case *c, unsigned char *q, unsigned char *k)
+{
+    const uint64_t queries = (uint64_t)c->b * c->h * c->sq, keys = (uint64_t)c->b * c->hkv * c->skv;
+    uint64_t state = 88172645463325252u;
+    for (uint64_t i = 0; c->data == SPREAD && i < queries * c->d; i++) {
+        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+        put(q, i, c->precision, 80.0f * ((float)(state >> 40) / (1 << 23) - 1.0f));
+    }
+    for (uint64_t i = 0; c->data == RISING && i < queries; i++)
+        put(q, i * c->d, c->precision, 16.0f);
+    for (uint64_t i = 0; c->data == RISING && i < keys; i++)
+        put(k, i * c->d, c->precision, (float)(i % c->skv));
+    for (uint64_t i = 0; c->data >= INFINITE && i < keys; i += 97)
+        put(k, i * c->d, c->precision, c->data == INFINITE ? (float)INFINITY : (float)NAN);
 }
 
 static void *filled(uint64_t count, int precision)
@@ -247,11 +375,8 @@ static void *filled(uint64_t count, int precision)
     for (uint64_t i = 0; i < count; i++) {
         state ^= state << 13, state ^= state >> 7, state ^= state << 17;
         float value = (float)(state >> 40) / (1 << 23) - 1.0f;
-        if (precision == MFA_PRECISION_FP32) {
-            memcpy(data + 4 * i, &value, 4);
-        } else if (precision == MFA_PRECISION_BF16) {
-            memcpy(data + 2 * i, (unsigned char *)&value + 2, 2);
-        } else {
+        put(data, i, precision, value);
+        if (precision == MFA_PRECISION_FP16) {
             uint16_t half = (uint16_t)(0x3000 + (state >> 52)); /* 0.125 .. 0.25 and around */
             memcpy(data + 2 * i, &half, 2);
         }
@@ -291,6 +416,7 @@ static void prepare(bench_case *c)
     a->v_bytes = v * size;
     a->out_bytes = o * size;
     memset(a->out, 1, a->out_bytes);
+    disturb(c, (unsigned char *)(uintptr_t)a->q, (unsigned char *)(uintptr_t)a->k);
     lay_out(a->q_strides, c, c->h, c->sq, c->d);
     lay_out(a->k_strides, c, c->hkv, c->skv, c->d);
     lay_out(a->v_strides, c, c->hkv, c->skv, c->dv);
@@ -300,31 +426,30 @@ static void prepare(bench_case *c)
     a->causal = c->causal;
     a->max_threads = c->threads;
     if (c->mask) {
-        uint64_t count = (c->mask == 3 ? c->sq : 1) * (uint64_t)c->skv;
+        uint64_t count = (c->mask >= 3 ? c->sq : 1) * (uint64_t)c->skv;
         float *bias = malloc(count * 4);
         unsigned char *keep = malloc(count);
         for (uint64_t i = 0; i < count; i++) {
             keep[i] = i % c->skv < c->keep;
-            bias[i] = c->mask == 3 ? (float)(i % 7) * 0.1f : keep[i] ? 0.0f : -1e9f;
+            bias[i] = c->mask == 3   ? (float)(i % 7) * 0.1f
+                      : c->mask == 4 ? (i % c->skv == i / c->skv * 7 % c->skv ? 0.0f : -INFINITY)
+                      : keep[i]      ? 0.0f
+                                     : -1e9f;
         }
         a->mask = c->mask == 1 ? (void *)keep : (void *)bias;
         a->mask_bytes = c->mask == 1 ? count : count * 4;
         a->mask_type = c->mask == 1 ? MFA_MASK_TYPE_BOOL : MFA_MASK_TYPE_ADDITIVE;
         a->mask_scalar_type = c->mask == 1 ? MFA_MASK_SCALAR_BYTE : MFA_MASK_SCALAR_FP32;
         a->mask_strides[3] = 1;
-        a->mask_strides[2] = c->mask == 3 ? c->skv : 0;
+        a->mask_strides[2] = c->mask >= 3 ? c->skv : 0;
     }
 }
 
 static double run_case(const bench_case *c)
 {
-    if (c->isa[0])
-        setenv("QWEN_MFA_ISA", c->isa, 1);
     double start = now();
     mfa_error_t error = c->attention(c->context, &c->args);
     double seconds = now() - start;
-    if (c->isa[0])
-        unsetenv("QWEN_MFA_ISA");
     if (error) {
         fprintf(stderr, "%s: error %d\n", c->name, error);
         exit(1);
@@ -361,15 +486,16 @@ int main(int count, char **argument)
         fprintf(stderr, "usage: engine_bench LIBRARY ROUNDS CASE...\n");
         return 2;
     }
-    int rounds = atoi(argument[2]), number = count - 3;
+    int rounds = atoi(argument[2]), number = count - 3, wrong = 0;
     if (rounds < 1 || rounds > MAX_ROUNDS) {
         fprintf(stderr, "rounds: 1 to %d\n", MAX_ROUNDS);
         return 2;
     }
     for (int i = 0; i < number; i++) {
         parse(&cases[i], argument[i + 3]);
-        if (!cases[i].attention)
-            threads = open_engine(&cases[i], argument[1]);
+        if (!cases[i].path[0])
+            snprintf(cases[i].path, sizeof cases[i].path, "%s", argument[1]);
+        threads = open_engine(&cases[i]);
         prepare(&cases[i]);
     }
     for (int i = 0; i < number; i++) { /* warm-up; ascending sizes show each one's peak memory */
@@ -381,7 +507,7 @@ int main(int count, char **argument)
         for (int i = 0; i < number; i++) {
             unsigned used = cases[i].threads ? cases[i].threads : threads;
             clock_used = cases[i].cpu_time ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC;
-            wide = computes_wide(cases[i].isa);
+            kind_measured = cases[i].peak_of;
             double before = measure_peak(used);
             cases[i].seconds[r] = run_case(&cases[i]);
             double after = measure_peak(used);
@@ -402,6 +528,13 @@ int main(int count, char **argument)
                flops / median * 1e-9, quantile(c->peak, rounds, 0.5), quantile(share, rounds, 0.5),
                quantile(share, rounds, 0.25), quantile(share, rounds, 0.75),
                quantile(ratio, rounds, 0.5), (double)c->extra_kib / 1024);
+        /* Where keys are hidden, less is done than is counted. */
+        bool all = !c->causal && (c->mask == 0 || c->mask == 3);
+        if (all && quantile(share, rounds, 0.5) > 1.0) {
+            fprintf(stderr, "%s: faster than the peak that was measured: that was not the peak\n",
+                    c->name);
+            wrong = 1;
+        }
     }
-    return 0;
+    return wrong;
 }

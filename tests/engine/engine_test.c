@@ -5,6 +5,9 @@
  *   engine_test forward SEED COUNT   the published call
  *   engine_test special              infinities, NaN, empty rows, extreme masks
  *   engine_test errors               whatever must be refused, with nothing written
+ *   engine_test state                the caller's rounding, flags and small stack
+ *   engine_test environment NAME     variable NAME asks for what cannot be had
+ *   engine_test exit                 exit while a call is under way in another thread
  *   engine_test threads              concurrent callers, fork
  *   engine_test callers SEED COUNT   concurrent callers only, COUNT calls each
  *
@@ -16,6 +19,7 @@
 
 #include "reference.h"
 
+#include <fenv.h>
 #include <pthread.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -676,9 +680,10 @@ static void refuse_portable(void)
         uint64_t later;
     } grown = {s->args, 0};
     grown.args.struct_bytes = sizeof grown;
-    expect(mfa_portable_attention(context, &grown.args) == 0, "a longer struct, unused");
-    grown.later = 1;
-    expect(mfa_portable_attention(context, &grown.args) == 1, "a longer struct, used");
+    expect(mfa_portable_attention(context, &grown.args) == 1, "a longer struct");
+    s->args.struct_bytes = UINT32_MAX; /* nothing lies there: reading it would crash */
+    expect(mfa_portable_attention(context, &s->args) == 1, "a struct longer than memory");
+    s->args.struct_bytes = sizeof s->args;
     /* Far more keys than any memory holds, all the same one. */
     s->args.seq_kv = UINT32_MAX;
     s->args.k_strides[2] = s->args.v_strides[2] = 0;
@@ -794,31 +799,222 @@ static void refuse_rest(void)
     expect(mfa_portable_describe(text, sizeof text) == 0, "the description");
 }
 
-static void refuse_environment(void)
+/* The environment as it was when the program began asks for what cannot be had. */
+static void refuse_environment(const char *name)
 {
-    static const char *const names[] = {"QWEN_MFA_ISA", "QWEN_MFA_NUM_THREADS"};
-    static const char *const values[2][4] = {{"sse9", "AVX2", "generic ", "xyzzy"},
-                                             {"0", "-1", "two", "99999999999999999999"}};
-    for (int n = 0; n < 2; n++) {
-        const char *before = getenv(names[n]);
-        char *kept = before ? strdup(before) : NULL;
-        for (int i = 0; i < 4; i++) {
-            char text[256];
-            mfa_context_t other = NULL;
-            special *s = new_special();
-            setenv(names[n], values[n][i], 1);
-            expect(mfa_create_context(&other) == 1 && !other, "context in a bad environment");
-            refuse(s, values[n][i]);
-            expect(mfa_portable_describe(text, sizeof text) == 0 && strstr(text, "isa=none") &&
-                       strstr(text, names[n]),
-                   "the environment's fault, told");
+    char text[256];
+    mfa_context_t other = NULL;
+    expect(mfa_create_context(&other) == 1 && !other, "context in a bad environment");
+    expect(mfa_portable_describe(text, sizeof text) == 0 && strstr(text, "isa=none") &&
+               strstr(text, name),
+           "the environment's fault, told");
+}
+
+/* What is set later is not looked at: getenv beside a thread that sets variables can crash. */
+static void ignore_later_environment(void)
+{
+    char before[256], after[256];
+    expect(mfa_portable_describe(before, sizeof before) == 0, "a description");
+    const char *kept = getenv("QWEN_MFA_ISA");
+    char *copy = kept ? strdup(kept) : NULL;
+    setenv("QWEN_MFA_ISA", "xyzzy", 1);
+    expect(mfa_portable_describe(after, sizeof after) == 0 && !strcmp(before, after),
+           "the environment is read once");
+    special *s = new_special();
+    run_special_case(s, "a variable that was set later");
+    if (copy)
+        setenv("QWEN_MFA_ISA", copy, 1);
+    else
+        unsetenv("QWEN_MFA_ISA");
+    free(copy);
+}
+
+/* ---- the processor's floating-point state ---- */
+
+#if defined(__x86_64__)
+static uint64_t float_state(void) { return __builtin_ia32_stmxcsr(); }
+#elif defined(__aarch64__)
+static uint64_t float_state(void)
+{
+    uint64_t control, flags;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(control));
+    __asm__ volatile("mrs %0, fpsr" : "=r"(flags));
+    return control << 32 | flags;
+}
+#else
+static uint64_t float_state(void) { return 0; }
+#endif
+
+enum { STATE_ROWS = 500, STATE_DIM = 64, STATE_BYTES = STATE_ROWS * STATE_DIM * sizeof(float) };
+
+static float state_input[STATE_ROWS * STATE_DIM];
+
+/* Many rows, so that helpers take part; or one, which goes another way. */
+static void compute_rows(float *out, uint32_t rows)
+{
+    mfa_portable_args_t a;
+    memset(&a, 0, sizeof a);
+    a.struct_bytes = sizeof a;
+    a.batch = a.heads_q = a.heads_kv = 1;
+    a.seq_q = rows;
+    a.seq_kv = STATE_ROWS;
+    a.head_dim = a.value_dim = STATE_DIM;
+    a.q = a.k = a.v = state_input;
+    a.out = out;
+    a.q_bytes = a.k_bytes = a.v_bytes = a.out_bytes = STATE_BYTES;
+    a.q_strides[2] = a.k_strides[2] = a.v_strides[2] = a.out_strides[2] = STATE_DIM;
+    a.input_precision = a.output_precision = MFA_PRECISION_FP32;
+    a.scale = 1.0f;
+    expect(mfa_portable_attention(context, &a) == 0, "a call");
+}
+
+static void keep_float_state(void)
+{
+    static const int modes[] = {FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO, FE_TONEAREST};
+    static float want[2][STATE_ROWS * STATE_DIM], got[STATE_ROWS * STATE_DIM];
+    for (int i = 0; i < STATE_ROWS * STATE_DIM; i++)
+        state_input[i] = (float)random_normal();
+    /* The first helpers start under a mode that is none of their business. */
+    fesetround(FE_UPWARD);
+    compute_rows(got, STATE_ROWS);
+    fesetround(FE_TONEAREST);
+    compute_rows(want[0], STATE_ROWS);
+    compute_rows(want[1], 1);
+    expect(!memcmp(want[0], got, STATE_BYTES), "the first caller's rounding stays its own");
+    for (int i = 0; i < 4; i++)
+        for (int one = 0; one < 2; one++) {
+            fesetround(modes[i]);
+            feclearexcept(FE_ALL_EXCEPT);
+            const uint64_t before = float_state();
+            compute_rows(got, one ? 1 : STATE_ROWS);
+            expect(float_state() == before && fegetround() == modes[i],
+                   "rounding, flags and modes are the caller's afterwards");
+            fesetround(FE_TONEAREST);
+            expect(!memcmp(want[one], got, one ? STATE_DIM * sizeof(float) : STATE_BYTES),
+                   "results do not depend on the caller's rounding");
         }
-        if (kept)
-            setenv(names[n], kept, 1);
-        else
-            unsetenv(names[n]);
-        free(kept);
-    }
+}
+
+/* ---- small stacks, and the end of the process ---- */
+
+static void *call_on_a_small_stack(void *unused)
+{
+    static float out[STATE_ROWS * STATE_DIM];
+    (void)unused;
+    compute_rows(out, STATE_ROWS);
+    compute_rows(out, 1);
+    return NULL;
+}
+
+static void run_on_a_small_stack(void)
+{
+    pthread_t thread;
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    expect(pthread_attr_setstacksize(&attributes, 16384) == 0, "a stack of 16 KiB");
+    if (pthread_create(&thread, &attributes, call_on_a_small_stack, NULL) == 0)
+        pthread_join(thread, NULL);
+    pthread_attr_destroy(&attributes);
+}
+
+/* A million queries against half a million keys: minutes, in tasks of a fraction of a second. */
+static void *call_for_minutes(void *unused)
+{
+    enum { ROWS = 1 << 20, DIM = 16 };
+    float *x = calloc((size_t)ROWS * DIM, sizeof *x);
+    float *out = malloc((size_t)ROWS * DIM * sizeof *out);
+    mfa_portable_args_t a;
+    memset(&a, 0, sizeof a);
+    (void)unused;
+    a.struct_bytes = sizeof a;
+    a.batch = 1;
+    a.heads_q = a.heads_kv = 1;
+    a.seq_q = ROWS;
+    a.seq_kv = ROWS / 2;
+    a.head_dim = a.value_dim = DIM;
+    a.q = a.k = a.v = x;
+    a.out = out;
+    a.q_bytes = a.k_bytes = a.v_bytes = a.out_bytes = (uint64_t)ROWS * DIM * sizeof *x;
+    a.q_strides[2] = a.out_strides[2] = DIM; /* one key, half a million times */
+    a.input_precision = a.output_precision = MFA_PRECISION_FP32;
+    a.scale = 1.0f;
+    mfa_portable_attention(context, &a);
+    return NULL;
+}
+
+static void leave_during_a_call(void)
+{
+    pthread_t thread;
+    pthread_create(&thread, NULL, call_for_minutes, NULL);
+    usleep(500000);
+    exit(0);
+}
+
+/* ---- no keys, a mask, and more units than are packed ahead: once waited for itself ---- */
+
+static void run_without_keys(void)
+{
+    special *s = new_special();
+    float out[3 * 6 * 9 * 4];
+    s->args.batch = 3;
+    s->args.heads_q = s->args.heads_kv = 6;
+    s->args.seq_q = 9;
+    s->args.seq_kv = 0;
+    s->args.head_dim = s->args.value_dim = 4;
+    s->args.mask = s->mask;
+    s->args.mask_type = MFA_MASK_TYPE_ADDITIVE;
+    memset(s->args.q_strides, 0, sizeof s->args.q_strides);
+    memset(s->args.mask_strides, 0, sizeof s->args.mask_strides);
+    s->args.out = out;
+    s->args.out_bytes = sizeof out;
+    s->args.out_strides[2] = 4;
+    s->args.out_strides[1] = 4 * 9;
+    s->args.out_strides[0] = 4 * 9 * 6;
+    memset(out, 1, sizeof out);
+    expect(mfa_portable_attention(context, &s->args) == 0, "no keys");
+    for (size_t i = 0; i < sizeof out / sizeof *out; i++)
+        if (out[i] != 0.0f) {
+            fail("no keys", "rows without keys are zeros");
+            break;
+        }
+    free(s);
+}
+
+/* ---- values near the end of the range ---- */
+
+static void run_large_values(void)
+{
+    static const uint32_t lengths[] = {3, 50, 700};
+    for (int i = 0; i < 3; i++)
+        for (uint32_t rows = 1; rows <= 50; rows += 49) {
+            const uint32_t keys = lengths[i], dim = 16;
+            float *v = malloc((size_t)keys * dim * sizeof *v);
+            float q[50 * 16] = {0}, out[50 * 16];
+            mfa_portable_args_t a;
+            memset(&a, 0, sizeof a);
+            for (uint32_t j = 0; j < keys * dim; j++)
+                v[j] = 3.4e38f;
+            a.struct_bytes = sizeof a;
+            a.batch = a.heads_q = a.heads_kv = 1;
+            a.seq_q = rows;
+            a.seq_kv = keys;
+            a.head_dim = a.value_dim = dim;
+            a.q = q;
+            a.k = a.v = v;
+            a.out = out;
+            a.q_bytes = a.out_bytes = sizeof q;
+            a.k_bytes = a.v_bytes = (uint64_t)keys * dim * sizeof *v;
+            a.q_strides[2] = a.k_strides[2] = a.v_strides[2] = a.out_strides[2] = dim;
+            a.input_precision = a.output_precision = MFA_PRECISION_FP32;
+            a.scale = 1.0f;
+            expect(mfa_portable_attention(context, &a) == 0, "large values");
+            for (uint32_t j = 0; j < rows * dim; j++)
+                if (!(fabsf(out[j] / 3.4e38f - 1) < 1e-5f)) {
+                    fail("values near the end of the range", "not finite, or wrong");
+                    break;
+                }
+            free(v);
+        }
 }
 
 /* ---- threads ---- */
@@ -880,6 +1076,11 @@ int main(int count, char **argument)
     char text[256];
     fill_half_values();
     mfa_portable_describe(text, sizeof text);
+    if (strcmp(mode, "environment") == 0) {
+        refuse_environment(count > 2 ? argument[2] : "");
+        printf("%d failures\n", failures);
+        return failures != 0;
+    }
     if (mfa_create_context(&context)) {
         fprintf(stderr, "no context: %s\n", text);
         return 2;
@@ -890,11 +1091,18 @@ int main(int count, char **argument)
         run_forward(seed, cases);
     } else if (strcmp(mode, "special") == 0) {
         run_special();
+        run_large_values();
+        run_without_keys();
+    } else if (strcmp(mode, "state") == 0) {
+        keep_float_state();
+        run_on_a_small_stack();
     } else if (strcmp(mode, "errors") == 0) {
         refuse_portable();
         refuse_forward();
         refuse_rest();
-        refuse_environment();
+        ignore_later_environment();
+    } else if (strcmp(mode, "exit") == 0) {
+        leave_during_a_call();
     } else if (strcmp(mode, "threads") == 0) {
         run_threads(true);
     } else if (strcmp(mode, "callers") == 0) {

@@ -16,6 +16,7 @@ MODES = {
     "forward": ("forward", "5", "150"),
     "special": ("special",),
     "errors": ("errors",),
+    "state": ("state",),
     "threads": ("threads",),
 }
 
@@ -35,3 +36,25 @@ def test_agrees_with_the_reference(engine_test: Path, isas: list[str], isa: str,
 
 def test_generic_kernels_run_everywhere(isas: list[str]) -> None:
     assert "generic" in isas
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("QWEN_MFA_ISA", value) for value in ("sse9", "AVX2", "generic ", "xyzzy")),
+        *(("QWEN_MFA_NUM_THREADS", value) for value in ("0", "-1", "two", "9" * 20)),
+    ],
+)
+def test_an_environment_that_cannot_be_followed_is_told(
+    engine_test: Path, name: str, value: str
+) -> None:
+    command = [str(engine_test), "environment", name]
+    if name == "QWEN_MFA_ISA":
+        run(command, QWEN_MFA_ISA=value)
+    else:
+        run(command, QWEN_MFA_NUM_THREADS=value)
+
+
+def test_the_end_of_the_process_does_not_wait_for_a_call(engine_test: Path) -> None:
+    """``exit`` while another thread's call takes minutes: helpers return from their tasks."""
+    run([str(engine_test), "exit"], timeout=60)

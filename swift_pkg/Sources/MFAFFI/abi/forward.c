@@ -81,7 +81,6 @@ mfa_error_t mfa_attention_forward(
     if (!object || !batch_size || !seq_len_q || !seq_len_kv || !num_heads || !head_dim ||
         !intermediate_known(intermediate_precision))
         return MFA_ERROR_INVALID_ARGS;
-    double start = mfa_seconds_now();
     const uint32_t q_size[4] = {batch_size, num_heads, seq_len_q, head_dim};
     const uint32_t kv_size[4] = {batch_size, num_heads, seq_len_kv, head_dim};
     const uint32_t mask_size[4] = {batch_size, num_heads, seq_len_q, seq_len_kv};
@@ -104,10 +103,7 @@ mfa_error_t mfa_attention_forward(
         !mask_of(mask_ptr, mask_size_bytes, mask_shape, mask_strides, mask_ndim, mask_type,
                  mask_scalar_type, mask_size, &problem.mask))
         return MFA_ERROR_INVALID_ARGS;
-    mfa_error_t error = mfa_engine_run(&problem, &object->workspace);
-    if (error == MFA_SUCCESS)
-        atomic_store(&object->seconds, mfa_seconds_now() - start);
-    return error;
+    return mfa_run(object, &problem);
 }
 
 static bool same_name(const char *text, const char *name)

@@ -2,6 +2,7 @@
 #include "../include/mfa_ffi.h"
 
 #include "../driver/cpu.h"
+#include "../driver/floats.h"
 #include "handles.h"
 
 #include <stdlib.h>
@@ -25,6 +26,17 @@ double mfa_seconds_now(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+mfa_error_t mfa_run(mfa_context_object *context, const mfa_problem *problem)
+{
+    const mfa_float_state before = mfa_floats_enter();
+    const double start = mfa_seconds_now();
+    mfa_error_t error = mfa_engine_run(problem, &context->workspace);
+    if (error == MFA_SUCCESS)
+        atomic_store(&context->seconds, mfa_seconds_now() - start);
+    mfa_floats_leave(before);
+    return error;
 }
 
 mfa_error_t mfa_create_context(mfa_context_t *context)

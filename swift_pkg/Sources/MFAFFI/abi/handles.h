@@ -2,7 +2,9 @@
 #ifndef MFA_HANDLES_H
 #define MFA_HANDLES_H
 
+#include "../driver/problem.h"
 #include "../driver/workspace.h"
+#include "../include/mfa_ffi.h"
 
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -30,5 +32,8 @@ mfa_context_object *mfa_context_of(void *handle); /* null for whatever is no con
 mfa_buffer_object *mfa_buffer_of(void *handle);   /* null for whatever is no buffer */
 
 double mfa_seconds_now(void); /* monotonic */
+
+/* Runs a problem with a floating-point state of our own, and keeps its time in the context. */
+mfa_error_t mfa_run(mfa_context_object *context, const mfa_problem *problem);
 
 #endif

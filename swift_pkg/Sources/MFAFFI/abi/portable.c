@@ -16,17 +16,12 @@ static mfa_operand operand(const void *data, uint64_t bytes, const int64_t strid
     return x;
 }
 
-/* A caller built against a later, longer struct is served as long as it uses nothing new. */
+/* Nothing beyond the struct that this library knows is read: its size has to be exactly that. */
 static bool known_struct(const mfa_portable_args_t *args)
 {
     uint32_t bytes;
     memcpy(&bytes, &args->struct_bytes, sizeof bytes);
-    if (bytes < sizeof *args)
-        return false;
-    for (size_t i = sizeof *args; i < bytes; i++)
-        if (((const unsigned char *)args)[i])
-            return false;
-    return true;
+    return bytes == sizeof *args;
 }
 
 mfa_error_t mfa_portable_attention(mfa_context_t context, const mfa_portable_args_t *args)
@@ -34,7 +29,6 @@ mfa_error_t mfa_portable_attention(mfa_context_t context, const mfa_portable_arg
     mfa_context_object *object = mfa_context_of(context);
     if (!object || !args || !known_struct(args))
         return MFA_ERROR_INVALID_ARGS;
-    double start = mfa_seconds_now();
     const int64_t *ms = args->mask_strides;
     mfa_problem problem = {
         .batch = args->batch,
@@ -59,10 +53,7 @@ mfa_error_t mfa_portable_attention(mfa_context_t context, const mfa_portable_arg
         .empty_rows = args->empty_rows,
         .max_threads = args->max_threads,
     };
-    mfa_error_t error = mfa_engine_run(&problem, &object->workspace);
-    if (error == MFA_SUCCESS)
-        atomic_store(&object->seconds, mfa_seconds_now() - start);
-    return error;
+    return mfa_run(object, &problem);
 }
 
 mfa_error_t mfa_portable_describe(char *text, size_t size)

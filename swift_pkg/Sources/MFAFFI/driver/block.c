@@ -90,9 +90,9 @@ static void start_states(const block *b)
         memset(state->sum, 0, mr * lanes * sizeof(float));
         state->measured = false;
         for (unsigned r = 0; r < MFA_MAX_MR; r++)
-            state->maximum[r] = -INFINITY;
+            state->origin[r] = -INFINITY;
         for (unsigned r = 0; sinks && r < mr && strip * mr + r < b->row_count; r++)
-            mfa_row_start(b->plan->problem, place_of(b, strip * mr + r), &state->maximum[r],
+            mfa_row_start(b->plan, place_of(b, strip * mr + r), &state->origin[r],
                           &state->sum[r * lanes]);
     }
 }
@@ -189,6 +189,7 @@ static void attend_strip(block *b, size_t strip, size_t first_key)
         .value_dim = p->value_dim,
         .paired = plan->packed.paired,
         .scale = p->scale * MFA_LOG2E,
+        .headroom = plan->headroom,
         .keys_seen = keys,
         .clipped = min < mfa_padded_dim(keys, plan->kernels->lanes),
         .visible = visible,

@@ -89,19 +89,24 @@ static unsigned cpus_of(long long quota, long long period)
     return cpus < 1 ? 1 : cpus > MFA_MAX_THREADS ? MFA_MAX_THREADS : (unsigned)cpus;
 }
 
+/* Paths are long and threads' stacks may be small: one allocation holds them all. */
+typedef struct {
+    char line[PATH_MAX], top[PATH_MAX], folder[PATH_MAX], file[PATH_MAX + 32];
+} path_buffers;
+
 /* The quota set on one group folder: 0 when it sets none. */
-static unsigned quota_of(const char *folder)
+static unsigned quota_of(path_buffers *b)
 {
-    char path[PATH_MAX + 32], line[64], period_line[64];
+    char line[64], period_line[64];
     long long quota, period;
-    snprintf(path, sizeof path, "%s/cpu.max", folder);
-    if (read_line(path, line, sizeof line))
+    snprintf(b->file, sizeof b->file, "%s/cpu.max", b->folder);
+    if (read_line(b->file, line, sizeof line))
         return sscanf(line, "%lld %lld", &quota, &period) == 2 ? cpus_of(quota, period) : 0;
-    snprintf(path, sizeof path, "%s/cpu.cfs_quota_us", folder);
-    if (!read_line(path, line, sizeof line) || sscanf(line, "%lld", &quota) != 1)
+    snprintf(b->file, sizeof b->file, "%s/cpu.cfs_quota_us", b->folder);
+    if (!read_line(b->file, line, sizeof line) || sscanf(line, "%lld", &quota) != 1)
         return 0;
-    snprintf(path, sizeof path, "%s/cpu.cfs_period_us", folder);
-    if (!read_line(path, period_line, sizeof period_line) ||
+    snprintf(b->file, sizeof b->file, "%s/cpu.cfs_period_us", b->folder);
+    if (!read_line(b->file, period_line, sizeof period_line) ||
         sscanf(period_line, "%lld", &period) != 1)
         return 0;
     return cpus_of(quota, period);
@@ -112,18 +117,17 @@ static unsigned smaller_limit(unsigned a, unsigned b)
     return a == 0 ? b : b == 0 || a < b ? a : b;
 }
 
-/* The tightest quota from the group `path` below `top` up to `top` itself. */
-static unsigned quota_along(const char *top, const char *path)
+/* The tightest quota from the group `path` below the top up to the top itself. */
+static unsigned quota_along(path_buffers *b, const char *path)
 {
-    char folder[PATH_MAX];
     unsigned cpus = 0;
-    int length = snprintf(folder, sizeof folder, "%s%s", top, path);
-    if (length < 0 || (size_t)length >= sizeof folder)
+    int length = snprintf(b->folder, sizeof b->folder, "%s%s", b->top, path);
+    if (length < 0 || (size_t)length >= sizeof b->folder)
         return 0;
-    for (size_t shortest = strlen(top);;) {
-        cpus = smaller_limit(cpus, quota_of(folder));
-        char *slash = strrchr(folder, '/');
-        if (!slash || (size_t)(slash - folder) < shortest)
+    for (size_t shortest = strlen(b->top);;) {
+        cpus = smaller_limit(cpus, quota_of(b));
+        char *slash = strrchr(b->folder, '/');
+        if (!slash || (size_t)(slash - b->folder) < shortest)
             return cpus;
         *slash = '\0';
     }
@@ -138,35 +142,39 @@ static bool lists_cpu(char *controllers)
     return false;
 }
 
+/* The quotas that one line, hierarchy:controllers:path, leads to. */
+static unsigned quota_of_line(path_buffers *b, const char *root)
+{
+    char controllers[256];
+    b->line[strcspn(b->line, "\n")] = '\0';
+    char *first = strchr(b->line, ':');
+    char *second = first ? strchr(first + 1, ':') : NULL;
+    if (!second)
+        return 0;
+    *second = '\0';
+    snprintf(controllers, sizeof controllers, "%s", first + 1);
+    if (controllers[0] == '\0') { /* the unified hierarchy */
+        snprintf(b->top, sizeof b->top, "%s", root);
+        return quota_along(b, second + 1);
+    }
+    if (!lists_cpu(controllers))
+        return 0;
+    snprintf(b->top, sizeof b->top, "%s/%s", root, first + 1);
+    unsigned cpus = quota_along(b, second + 1);
+    snprintf(b->top, sizeof b->top, "%s/cpu", root); /* it may carry the bare controller's name */
+    return smaller_limit(cpus, quota_along(b, second + 1));
+}
+
 unsigned mfa_cgroup_cpus(const char *membership, const char *root)
 {
-    char line[PATH_MAX], top[PATH_MAX], controllers[256];
     unsigned cpus = 0;
-    FILE *file = fopen(membership, "r");
-    if (!file)
-        return 0;
-    while (fgets(line, sizeof line, file)) { /* hierarchy:controllers:path */
-        line[strcspn(line, "\n")] = '\0';
-        char *first = strchr(line, ':');
-        char *second = first ? strchr(first + 1, ':') : NULL;
-        if (!second)
-            continue;
-        *second = '\0';
-        snprintf(controllers, sizeof controllers, "%s", first + 1);
-        bool unified = controllers[0] == '\0';
-        if (unified)
-            snprintf(top, sizeof top, "%s", root);
-        else if (lists_cpu(controllers))
-            snprintf(top, sizeof top, "%s/%s", root, first + 1);
-        else
-            continue;
-        cpus = smaller_limit(cpus, quota_along(top, second + 1));
-        if (!unified) { /* the folder may carry the bare controller's name */
-            snprintf(top, sizeof top, "%s/cpu", root);
-            cpus = smaller_limit(cpus, quota_along(top, second + 1));
-        }
-    }
-    fclose(file);
+    path_buffers *b = malloc(sizeof *b);
+    FILE *file = b ? fopen(membership, "r") : NULL;
+    while (file && fgets(b->line, sizeof b->line, file))
+        cpus = smaller_limit(cpus, quota_of_line(b, root));
+    if (file)
+        fclose(file);
+    free(b);
     return cpus;
 }
 
@@ -195,11 +203,31 @@ static unsigned allowed_cpus(void)
     return smaller_limit((unsigned)cpus, quota_cpus);
 }
 
+/*
+ * What the environment asks for, read once, when the library is loaded: getenv beside a thread that
+ * changes the environment can crash, and calls come from threads that hold no lock of the host.
+ */
+static struct {
+    char threads[32], isa[32];
+} environment;
+
+static void read_variable(const char *name, char *text, size_t size)
+{
+    const char *value = getenv(name);
+    snprintf(text, size, "%s", value ? value : "");
+}
+
+__attribute__((constructor)) static void read_environment(void)
+{
+    read_variable("QWEN_MFA_NUM_THREADS", environment.threads, sizeof environment.threads);
+    read_variable("QWEN_MFA_ISA", environment.isa, sizeof environment.isa);
+}
+
 static bool threads_wanted(mfa_setup *setup)
 {
     setup->threads = allowed_cpus();
-    const char *text = getenv("QWEN_MFA_NUM_THREADS");
-    if (!text || !*text)
+    const char *text = environment.threads;
+    if (!*text)
         return true;
     char *end;
     errno = 0;
@@ -217,8 +245,8 @@ static bool threads_wanted(mfa_setup *setup)
 
 static bool kernels_wanted(mfa_setup *setup)
 {
-    const char *name = getenv("QWEN_MFA_ISA");
-    if (!name || !*name) {
+    const char *name = environment.isa;
+    if (!*name) {
         setup->kernels = fastest_usable();
         return true;
     }

@@ -14,7 +14,10 @@ typedef struct {
     char error[160];            /* cause and remedy, when there is one */
 } mfa_setup;
 
-/* Reads the environment anew. False, with a text, when it asks for what cannot be had. */
+/*
+ * What the environment asks for; it is read when the library is loaded. False, with a text, when
+ * that cannot be had.
+ */
 bool mfa_setup_read(mfa_setup *setup);
 
 /*

@@ -20,7 +20,7 @@ typedef struct {
     size_t unit;
     unsigned rows;
     uint32_t first, end; /* keys of the part */
-    float *maximum, *sum, *output;
+    float *origin, *sum, *output;
 } part;
 
 /* Room of a part's results: maxima, sums, outputs of all rows. */
@@ -32,7 +32,7 @@ static float *part_memory(const mfa_plan *plan, size_t unit, size_t number)
 
 static void bind(part *p, float *memory)
 {
-    p->maximum = memory;
+    p->origin = memory;
     p->sum = memory + p->rows;
     p->output = memory + 2 * (size_t)p->rows;
 }
@@ -48,10 +48,10 @@ static void start(const part *p, size_t number)
                            problem->q.precision};
         p->plan->kernels->scale_row(p->scratch->queries + r * (size_t)problem->head_dim, &from,
                                     problem->scale * MFA_LOG2E);
-        p->maximum[r] = -INFINITY;
+        p->origin[r] = -INFINITY;
         p->sum[r] = 0.0f;
         if (number == 0)
-            mfa_row_start(problem, at, &p->maximum[r], &p->sum[r]);
+            mfa_row_start(p->plan, at, &p->origin[r], &p->sum[r]);
     }
 }
 
@@ -90,7 +90,8 @@ static void sweep(const part *p)
         .weights = p->scratch->weights,
         .output = p->output,
         .output_step = plan->padded_value_dim,
-        .maximum = p->maximum,
+        .origin = p->origin,
+        .headroom = plan->headroom,
         .sum = p->sum,
         .rows = p->rows,
         .head_dim = problem->head_dim,
@@ -119,10 +120,10 @@ static void absorb(const part *into, const part *other)
 {
     const uint32_t dim = into->plan->padded_value_dim;
     for (unsigned r = 0; r < into->rows; r++) {
-        float maximum = fmaxf(into->maximum[r], other->maximum[r]);
-        float origin = fmaxf(maximum, -FLT_MAX);
-        float mine = exp2f(into->maximum[r] - origin), its = exp2f(other->maximum[r] - origin);
-        into->maximum[r] = maximum;
+        float higher = fmaxf(into->origin[r], other->origin[r]);
+        float origin = fmaxf(higher, -FLT_MAX); /* so that -inf - -inf does not arise */
+        float mine = exp2f(into->origin[r] - origin), its = exp2f(other->origin[r] - origin);
+        into->origin[r] = higher;
         into->sum[r] = into->sum[r] * mine + other->sum[r] * its;
         for (uint32_t d = 0; d < dim; d++)
             into->output[r * dim + d] =

@@ -30,7 +30,8 @@ static void choose_blocks(mfa_plan *plan)
     packed->padded_keys = mfa_round_up(p->seq_kv, nr);
     packed->panel_stride = packed->padded_keys * nr;
     packed->tiles = packed->padded_keys / nr;
-    packed->chunks = mfa_ceil_div(packed->tiles, CHUNK_TILES);
+    /* At least one, even of no tiles: it is a chunk that selects the unit's keys. */
+    packed->chunks = mfa_larger(mfa_ceil_div(packed->tiles, CHUNK_TILES), 1);
 }
 
 /* Units packed ahead of those computed, so that nobody waits for a pack. */

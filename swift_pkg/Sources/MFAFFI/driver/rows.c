@@ -26,11 +26,12 @@ uint32_t mfa_causal_keys(const mfa_problem *p, uint32_t query)
     return keys<0 ? 0 : keys>(int64_t) p->seq_kv ? p->seq_kv : (uint32_t)keys;
 }
 
-void mfa_row_start(const mfa_problem *p, mfa_row_place at, float *maximum, float *sum)
+void mfa_row_start(const mfa_plan *plan, mfa_row_place at, float *origin, float *sum)
 {
-    float sink = p->sinks ? mfa_load_float(p->sinks + at.head) * MFA_LOG2E : -INFINITY;
-    *maximum = sink;
-    *sum = sink == -INFINITY ? 0.0f : 1.0f;
+    const float *sinks = plan->problem->sinks;
+    float sink = sinks ? mfa_load_float(sinks + at.head) * MFA_LOG2E : -INFINITY;
+    *origin = sink + plan->headroom;
+    *sum = sink == -INFINITY ? 0.0f : exp2f(-plan->headroom);
 }
 
 static float value_at(const unsigned char *at, int precision)

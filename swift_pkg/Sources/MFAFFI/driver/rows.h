@@ -14,8 +14,8 @@ mfa_row_place mfa_place_of(const mfa_plan *plan, size_t unit, size_t row);
 /* Keys that causal masking leaves to a query: a prefix. */
 uint32_t mfa_causal_keys(const mfa_problem *problem, uint32_t query);
 
-/* A sink is a key of weight but no value: it is where a row's maximum and sum begin. */
-void mfa_row_start(const mfa_problem *problem, mfa_row_place at, float *maximum, float *sum);
+/* A sink is a key of weight but no value: it is where a row's origin and sum begin. */
+void mfa_row_start(const mfa_plan *plan, mfa_row_place at, float *origin, float *sum);
 
 /*
  * Writes a row's result, which is scratch->plain; or, when its sum of weights is 0, what an empty

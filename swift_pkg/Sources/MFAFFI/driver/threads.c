@@ -5,6 +5,7 @@
 #include "threads.h"
 
 #include "cpu.h"
+#include "floats.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -31,7 +32,6 @@ static struct {
     pthread_cond_t slot; /* for callers: a slot has come free */
     job *jobs;
     unsigned budget, busy, helpers;
-    bool stopping;
     pthread_t thread[MFA_MAX_THREADS];
 #if defined(__linux__)
     cpu_set_t apart; /* where the first `placed` helpers may run */
@@ -42,10 +42,12 @@ static struct {
           .slot = PTHREAD_COND_INITIALIZER};
 
 static atomic_uint callers_waiting;
+static atomic_bool stopping; /* written with the mutex held */
 
 bool mfa_pool_contended(void)
 {
-    return atomic_load_explicit(&callers_waiting, memory_order_relaxed) != 0;
+    return atomic_load_explicit(&callers_waiting, memory_order_relaxed) != 0 ||
+           atomic_load_explicit(&stopping, memory_order_relaxed);
 }
 
 static job *joinable_job(void)
@@ -77,7 +79,7 @@ static void *helper_main(void *unused)
 {
     (void)unused;
     pthread_mutex_lock(&pool.mutex);
-    while (!pool.stopping) {
+    while (!atomic_load(&stopping)) {
         job *j = joinable_job();
         if (!j) {
             pthread_cond_wait(&pool.work, &pool.mutex);
@@ -87,7 +89,10 @@ static void *helper_main(void *unused)
         j->active++;
         pool.busy++;
         pthread_mutex_unlock(&pool.mutex);
+        /* Anew for each job: a helper began with the rounding of whoever started it. */
+        const mfa_float_state before = mfa_floats_enter();
         j->function(j->argument, index);
+        mfa_floats_leave(before);
         pthread_mutex_lock(&pool.mutex);
         j->taken[index] = false;
         j->active--;
@@ -124,7 +129,7 @@ __attribute__((destructor)) static void stop_helpers(void)
 {
     pthread_mutex_lock(&pool.mutex);
     unsigned count = pool.helpers;
-    pool.stopping = true;
+    atomic_store(&stopping, true);
     pool.helpers = 0;
     pthread_cond_broadcast(&pool.work);
     pthread_mutex_unlock(&pool.mutex);
@@ -139,7 +144,7 @@ static void start_helpers(unsigned wanted)
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the host's own threads */
-    while (pool.helpers < wanted && !pool.stopping) {
+    while (pool.helpers < wanted && !atomic_load(&stopping)) {
         if (pthread_create(&pool.thread[pool.helpers], NULL, helper_main, NULL) != 0)
             break; /* fewer threads, the same result */
         pool.helpers++;

@@ -20,7 +20,10 @@ typedef void (*mfa_job_function)(void *argument, unsigned index);
  */
 void mfa_pool_run(mfa_job_function function, void *argument, unsigned max_threads, unsigned budget);
 
-/* Whether a helper should return from its function early, because another call waits. */
+/*
+ * Whether a helper should return from its function early: another call waits, or the process ends
+ * and must not wait for the rest of a long one.
+ */
 bool mfa_pool_contended(void);
 
 #endif

@@ -344,7 +344,7 @@ enum { MFA_CAUSAL_NONE = 0, MFA_CAUSAL_TOP_LEFT = 1, MFA_CAUSAL_BOTTOM_RIGHT = 2
 enum { MFA_EMPTY_ROW_ZERO = 0, MFA_EMPTY_ROW_MEAN = 1 };
 
 typedef struct {
-    uint32_t struct_bytes; /* sizeof(mfa_portable_args_t): lets the struct grow */
+    uint32_t struct_bytes; /* sizeof(mfa_portable_args_t); any other size is error 1 */
     uint32_t batch, heads_q, heads_kv, seq_q, seq_kv, head_dim, value_dim;
     const void *q, *k, *v; /* host memory, element (0,0,0,0) */
     void *out;

@@ -44,75 +44,233 @@ MFA_INLINE void mask_scores(const mfa_strip *s, unsigned tile, vf acc[MFA_MR][MF
         }
 }
 
-/* ---- a block whose maxima are not known yet: scores, their maxima, then weights ---- */
+/* ---- scores to weights ---- */
 
-/* Scores of one key tile into the weights, and the lane-wise maxima of each row. */
-MFA_INLINE void score_tile(const mfa_strip *s, unsigned tile, float *maxima, const int vectors,
-                           const bool paired)
+/* What happens to the rows of a strip in a block. */
+typedef struct {
+    float base[MFA_MAX_MR];  /* what scores are measured from: a row's origin, or 0 */
+    float scale[MFA_MAX_MR]; /* of what was summed up before */
+    float totals[MFA_MR * MFA_LANES]; /* lane-wise sums of weights, per row */
+    float highest[MFA_LANES];         /* scores of all rows, lane-wise */
+} block_rows;
+
+/*
+ * Scores start from minus the origin, which loses least; unless that is unknown, or so large that
+ * the difference to a new origin could not be told.
+ */
+MFA_INLINE void find_bases(const mfa_strip *s, block_rows *rows)
 {
-    vf acc[MFA_MR][MFA_NV];
+    const float largest = 0x1p20f;
+    bool measured = true;
+    for (int r = 0; r < MFA_MR; r++) {
+        const float origin = s->state->origin[r];
+        const bool good = origin >= -largest && origin <= largest;
+        rows->base[r] = good ? origin : 0.0f;
+        measured &= good;
+    }
+    s->state->measured = measured;
+}
+
+/* Scores of one key tile, measured from the rows' bases. */
+MFA_INLINE void tile_scores(const mfa_strip *s, unsigned tile, const block_rows *rows,
+                            vf acc[MFA_MR][MFA_NV], const int vectors, const bool paired)
+{
     MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++)
         MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
-            acc[r][j] = v_set1(0.0f);
+            acc[r][j] = v_set1(paired ? 0.0f : -rows->base[r]);
     add_dots(s, tile, acc, vectors, paired);
     if (paired)
         MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++)
             MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
-                acc[r][j] = v_mul(acc[r][j], v_set1(s->scale));
+                acc[r][j] = v_fma(acc[r][j], v_set1(s->scale), v_set1(-rows->base[r]));
     mask_scores(s, tile, acc, vectors);
-    float *weights = s->weights + tile * MFA_NR;
-    MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++) {
-        vf maximum = v_load(maxima + r * MFA_LANES);
-        MFA_UNROLL_FOR (int j = 0; j < vectors; j++) {
-            maximum = v_max(acc[r][j], maximum);
-            v_store(weights + r * MFA_MAX_KEY_BLOCK + j * MFA_LANES, acc[r][j]);
-        }
-        v_store(maxima + r * MFA_LANES, maximum);
-    }
 }
 
-/* What the running maxima mean for this block: rows side by side, one lane each. */
-typedef struct {
-    float origin[MFA_MAX_MR]; /* what scores are measured from */
-    float scale[MFA_MAX_MR];  /* of what was summed up before */
-} row_factors;
-
-MFA_INLINE void update_maxima(const mfa_strip *s, const float *maxima, row_factors *rows)
+/*
+ * One key tile: weights, and lane-wise sums of them, if `converts` and no score lies far above its
+ * row's origin. Otherwise scores are left where weights should be, and the answer is false.
+ */
+MFA_INLINE bool weigh_tile(const mfa_strip *s, unsigned tile, block_rows *rows, const int vectors,
+                           const bool paired, const bool converts)
 {
-    float *running = s->state->maximum;
-    for (int r = 0; r < MFA_MR; r++)
-        rows->origin[r] = v_largest(v_load(maxima + r * MFA_LANES));
-    for (int r = MFA_MR; r < MFA_MAX_MR; r++)
-        rows->origin[r] = -INFINITY;
-    MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r += MFA_LANES) {
-        vf before = v_load(running + r);
-        vf maximum = v_max(v_load(rows->origin + r), before);
-        /* A row without keys so far: from a finite number, so that -inf - -inf does not arise. */
-        vf origin = v_max(v_set1(-FLT_MAX), maximum);
-        v_store(running + r, maximum);
-        v_store(rows->origin + r, origin);
-        v_store(rows->scale + r, exp2_vector(v_sub(before, origin)));
+    vf acc[MFA_MR][MFA_NV];
+    tile_scores(s, tile, rows, acc, vectors, paired);
+    vf highest = converts ? v_set1(-INFINITY) : v_load(rows->highest);
+    MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++) /* NaN are passed over: they stay NaN */
+        MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
+            highest = v_max(acc[r][j], highest);
+    float *weights = s->weights + tile * MFA_NR;
+    if (!converts || v_largest(highest) > MFA_RISE - s->headroom) {
+        if (!converts)
+            v_store(rows->highest, highest);
+        MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++, weights += MFA_MAX_KEY_BLOCK)
+            MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
+                v_store(weights + j * MFA_LANES, acc[r][j]);
+        return false;
     }
-    bool measured = true;
-    for (int r = 0; r < MFA_MR; r++)
-        measured &= running[r] >= -FLT_MAX && running[r] <= FLT_MAX;
-    s->state->measured = measured;
+    float *totals = rows->totals;
+    MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++, weights += MFA_MAX_KEY_BLOCK) {
+        vf total = v_set1(0.0f);
+        MFA_UNROLL_FOR (int j = 0; j < vectors; j++) {
+            vf weight = exp2_vector(acc[r][j]);
+            v_store(weights + j * MFA_LANES, weight);
+            total = j ? v_add(total, weight) : weight;
+        }
+        MFA_IN_ORDER;
+        v_store(totals + r * MFA_LANES, v_add(v_load(totals + r * MFA_LANES), total));
+    }
+    return true;
 }
 
-/* Scores of a row, from key `key` on, to weights, from an origin or as they are; their sums. */
-MFA_INLINE vf softmax_row(const mfa_strip *s, int row, unsigned key, const float *origin)
+/*
+ * Tiles from `tile` on; the last may be narrower. Returns the key from which on scores are left
+ * to be made weights.
+ */
+MFA_INLINE unsigned visit_tiles(const mfa_strip *s, unsigned tile, block_rows *rows, bool converts,
+                                const bool paired)
+{
+    const unsigned whole = s->keys_seen / MFA_NR;
+#define MFA_WEIGH(vectors)                                                                         \
+    do {                                                                                           \
+        if (MFA_FUSES && converts) {                                                               \
+            if (weigh_tile(s, tile, rows, vectors, paired, true))                                  \
+                first += (vectors) * MFA_LANES;                                                    \
+            else                                                                                   \
+                converts = false;                                                                  \
+        } else {                                                                                   \
+            weigh_tile(s, tile, rows, vectors, paired, false);                                     \
+        }                                                                                          \
+    } while (0)
+    unsigned first = tile * MFA_NR;
+    for (; tile < whole; tile++)
+        MFA_WEIGH(MFA_NV);
+    switch ((s->keys_seen % MFA_NR + MFA_LANES - 1) / MFA_LANES) {
+#if MFA_NV > 3
+    case 4: MFA_WEIGH(4); break;
+#endif
+#if MFA_NV > 2
+    case 3: MFA_WEIGH(3); break;
+#endif
+    case 2: MFA_WEIGH(2); break;
+    case 1: MFA_WEIGH(1); break;
+    default: break;
+    }
+#undef MFA_WEIGH
+    return first;
+}
+
+MFA_INLINE unsigned visit(const mfa_strip *s, unsigned tile, block_rows *rows, bool converts)
+{
+#if MFA_PAIRS
+    if (s->paired)
+        return visit_tiles(s, tile, rows, converts, true);
+#endif
+    return visit_tiles(s, tile, rows, converts, false);
+}
+
+MFA_INLINE void multiply(float *at, const float *end, vf factor)
+{
+    for (; at < end; at += MFA_LANES)
+        v_store(at, v_mul(v_load(at), factor));
+}
+
+/* Scores of a row from key `first` on, less `offset`, to weights; their lane-wise sums. */
+MFA_INLINE vf softmax_row(const mfa_strip *s, int row, unsigned first, unsigned end, float offset)
 {
     float *weights = s->weights + row * MFA_MAX_KEY_BLOCK;
-    const float *end = weights + mfa_padded_dim(s->keys_seen, MFA_LANES);
+    const float *stop = weights + end;
     vf total = v_set1(0.0f);
-    for (weights += key; weights < end; weights += MFA_LANES) {
-        vf score = v_load(weights);
-        vf weight = exp2_vector(origin ? v_sub(score, v_set1(*origin)) : score);
+    for (weights += first; weights < stop; weights += MFA_LANES) {
+        vf weight = exp2_vector(v_sub(v_load(weights), v_set1(offset)));
         v_store(weights, weight);
         total = v_add(total, weight);
     }
     return total;
 }
+
+MFA_INLINE float largest_score(const mfa_strip *s, int row, unsigned first, unsigned end)
+{
+    const float *scores = s->weights + row * MFA_MAX_KEY_BLOCK;
+    vf largest = v_set1(-INFINITY);
+    for (; first < end; first += MFA_LANES)
+        largest = v_max(v_load(scores + first), largest);
+    return v_largest(largest);
+}
+
+/*
+ * Moves a row's origin where scores from key `first` on lie far above it, or where it was unknown;
+ * what was weighed before is brought along. Whatever the scores are, no product is done again.
+ * Returns what to take from the scores.
+ */
+MFA_INLINE float move_origin(const mfa_strip *s, int r, unsigned first, unsigned end,
+                             block_rows *rows)
+{
+    const float origin = s->state->origin[r];
+    const float stays = origin > -INFINITY ? origin - rows->base[r] : 0.0f;
+    const bool known = origin > -INFINITY;
+    const float largest = largest_score(s, r, first, end);
+    const float top = rows->base[r] + largest;
+    /* Also false for NaN. */
+    if (!(top > -INFINITY) || (known && top <= origin - s->headroom + MFA_RISE))
+        return stays;
+    s->state->origin[r] = top + s->headroom;
+    if (!known)
+        return largest + s->headroom;
+    float factor[MFA_LANES];
+    v_store(factor, exp2_vector(v_set1(origin - s->state->origin[r])));
+    float *weights = s->weights + r * MFA_MAX_KEY_BLOCK;
+    multiply(weights, weights + first, v_set1(*factor));
+    multiply(rows->totals + r * MFA_LANES, rows->totals + (r + 1) * MFA_LANES, v_set1(*factor));
+    rows->scale[r] *= *factor;
+    return largest + s->headroom;
+}
+
+/* Makes weights of the scores from key `first` on. */
+static void settle(const mfa_strip *s, unsigned first, unsigned end, block_rows *rows)
+{
+    const bool stays =
+        s->state->measured && !(v_largest(v_load(rows->highest)) > MFA_RISE - s->headroom);
+    for (int r = 0; r < MFA_MR; r++) {
+        /* Where it stays, every base is the row's origin. */
+        const float offset = MFA_FUSES || !stays ? move_origin(s, r, first, end, rows) : 0.0f;
+        float *totals = rows->totals + r * MFA_LANES;
+        vf total = softmax_row(s, r, first, end, offset);
+        v_store(totals, v_add(v_load(totals), total));
+    }
+}
+
+static void weigh_block(const mfa_strip *s, block_rows *rows)
+{
+    const unsigned end = mfa_padded_dim(s->keys_seen, MFA_LANES);
+    unsigned tile = 0;
+    for (int r = 0; r < MFA_MR; r++)
+        rows->scale[r] = 1.0f;
+    for (int i = 0; i < MFA_MR * MFA_LANES; i++)
+        rows->totals[i] = 0.0f;
+    v_store(rows->highest, v_set1(-INFINITY));
+    find_bases(s, rows);
+    if (!s->state->measured && end > MFA_NR) {
+        /* The first tile's highest score will nearly always do to measure from. */
+        mfa_strip one = *s;
+        one.keys_seen = MFA_NR;
+        visit(&one, 0, rows, false);
+        settle(s, 0, MFA_NR, rows);
+        find_bases(s, rows);
+        v_store(rows->highest, v_set1(-INFINITY));
+        tile = 1;
+    }
+    const unsigned first = visit(s, tile, rows, s->state->measured);
+    if (first < end) {
+        settle(s, first, end, rows);
+        find_bases(s, rows);
+    }
+    float *sum = s->state->sum;
+    for (int r = 0; r < MFA_MR; r++, sum += MFA_LANES)
+        v_store(sum,
+                v_fma(v_load(sum), v_set1(rows->scale[r]), v_load(rows->totals + r * MFA_LANES)));
+}
+
+/* ---- weights times values ---- */
 
 /*
  * One panel of the output: old output scaled, plus weights times values. The block is summed on
@@ -149,150 +307,9 @@ MFA_INLINE void weigh_panel(const mfa_strip *s, const float *values, float *outp
         }
 }
 
-/* ---- a block measured from earlier maxima: weights at once ---- */
-
-/*
- * Weights of one key tile, and lane-wise sums of them; without MFA_FUSES only scores. Where
- * exponentials of large numbers are not infinite, also the highest scores, behind the sums.
- */
-MFA_INLINE void weigh_tile(const mfa_strip *s, unsigned tile, float *totals, const int vectors,
-                           const bool paired)
-{
-    vf acc[MFA_MR][MFA_NV];
-    MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++)
-        MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
-            acc[r][j] = v_set1(paired ? 0.0f : -s->state->maximum[r]);
-    add_dots(s, tile, acc, vectors, paired);
-    if (paired)
-        MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++)
-            MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
-                acc[r][j] = v_fma(acc[r][j], v_set1(s->scale), v_set1(-s->state->maximum[r]));
-    mask_scores(s, tile, acc, vectors);
-    if (!MFA_SCALES) {
-        vf highest = v_load(totals + MFA_MR * MFA_LANES);
-        MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++)
-            MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
-                highest = v_max(acc[r][j], highest);
-        v_store(totals + MFA_MR * MFA_LANES, highest);
-    }
-    float *weights = s->weights + tile * MFA_NR;
-    MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++, weights += MFA_MAX_KEY_BLOCK) {
-        if (!MFA_FUSES) {
-            MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
-                v_store(weights + j * MFA_LANES, acc[r][j]);
-            continue;
-        }
-        vf total = v_set1(0.0f);
-        MFA_UNROLL_FOR (int j = 0; j < vectors; j++) {
-            vf weight = exp2_vector(acc[r][j]);
-            v_store(weights + j * MFA_LANES, weight);
-            total = j ? v_add(total, weight) : weight;
-        }
-        MFA_IN_ORDER;
-        v_store(totals + r * MFA_LANES, v_add(v_load(totals + r * MFA_LANES), total));
-    }
-}
-
-/* ---- both ---- */
-
-/* Tiles from `tile` on, of the former or the latter kind; the last may be narrower. */
-MFA_INLINE void visit_tiles(const mfa_strip *s, unsigned tile, float *rows, const bool measured,
-                            const bool paired)
-{
-    const unsigned whole = s->keys_seen / MFA_NR;
-#define MFA_VISIT(vectors)                                                                         \
-    (measured ? weigh_tile(s, tile, rows, vectors, paired)                                         \
-              : score_tile(s, tile, rows, vectors, paired))
-    for (; tile < whole; tile++)
-        MFA_VISIT(MFA_NV);
-    switch ((s->keys_seen % MFA_NR + MFA_LANES - 1) / MFA_LANES) {
-#if MFA_NV > 3
-    case 4: MFA_VISIT(4); break;
-#endif
-#if MFA_NV > 2
-    case 3: MFA_VISIT(3); break;
-#endif
-    case 2: MFA_VISIT(2); break;
-    case 1: MFA_VISIT(1); break;
-    default: break;
-    }
-#undef MFA_VISIT
-}
-
-MFA_INLINE void visit(const mfa_strip *s, unsigned tile, float *rows, const bool measured)
-{
-#if MFA_PAIRS
-    if (s->paired) {
-        visit_tiles(s, tile, rows, measured, true);
-        return;
-    }
-#endif
-    visit_tiles(s, tile, rows, measured, false);
-}
-
-/* Weights of the first `keys` keys, measured from the highest score so far, theirs included. */
-static void measure(const mfa_strip *all, unsigned keys, row_factors *rows)
-{
-    mfa_strip s = *all;
-    float maxima[MFA_MR * MFA_LANES];
-    for (int i = 0; i < MFA_MR * MFA_LANES; i++)
-        maxima[i] = -INFINITY;
-    s.keys_seen = keys;
-    visit(&s, 0, maxima, false);
-    update_maxima(&s, maxima, rows);
-    float *sum = s.state->sum;
-    for (int r = 0; r < MFA_MR; r++, sum += MFA_LANES) {
-        vf total = softmax_row(&s, r, 0, &rows->origin[r]);
-        v_store(sum, v_fma(v_load(sum), v_set1(rows->scale[r]), total));
-    }
-}
-
-/*
- * Weights from tile `tile` on, measured from maxima that are known: any origin will do as long as
- * nothing overflows, as FlashAttention-4 observed. False where scores are so much higher that
- * weights get large: a lane's sum bounds every weight in it.
- */
-static bool measure_on(const mfa_strip *s, unsigned tile)
-{
-    const float most = 16384.0f;
-    float totals[(MFA_MR + 1) * MFA_LANES];
-    memset(totals, 0, sizeof totals);
-    visit(s, tile, totals, true);
-    if (!MFA_SCALES && !(v_largest(v_load(totals + MFA_MR * MFA_LANES)) <= 14.0f))
-        return false;
-    for (int r = 0; r < MFA_MR && !MFA_FUSES; r++)
-        v_store(totals + r * MFA_LANES, softmax_row(s, r, tile * MFA_NR, NULL));
-    vf largest = v_set1(0.0f);
-    for (int i = 0; i < MFA_MR * MFA_LANES; i += MFA_LANES)
-        largest = v_max(v_load(totals + i), largest); /* NaN are passed over: they stay NaN */
-    if (v_largest(largest) > most)
-        return false;
-    float *sum = s->state->sum;
-    for (int i = 0; i < MFA_MR * MFA_LANES; i += MFA_LANES)
-        v_store(sum + i, v_add(v_load(sum + i), v_load(totals + i)));
-    return true;
-}
-
-static void weigh_block(const mfa_strip *s, row_factors *rows)
-{
-    if (s->state->measured) {
-        for (int r = 0; r < MFA_MR; r++)
-            rows->scale[r] = 1.0f;
-        if (measure_on(s, 0))
-            return;
-    } else if (s->keys_seen > MFA_NR) { /* the first tile will nearly always do to measure from */
-        const mfa_strip_state before = *s->state;
-        measure(s, MFA_NR, rows);
-        if (s->state->measured && measure_on(s, 1))
-            return;
-        *s->state = before;
-    }
-    measure(s, s->keys_seen, rows);
-}
-
 static void attend(const mfa_strip *s)
 {
-    row_factors rows;
+    block_rows rows;
     weigh_block(s, &rows);
 
     const unsigned padded = mfa_padded_dim(s->value_dim, MFA_LANES);

@@ -54,7 +54,7 @@ static void decode_scores(const mfa_decode *f)
     }
 }
 
-/* One row: biases, then scores to weights; maximum, sum and output brought up to date. */
+/* One row: biases, then scores to weights; origin, sum and output brought up to date. */
 static void decode_softmax(const mfa_decode *f, unsigned row, unsigned visible, const float *bias)
 {
     float *weights = f->weights + row * MFA_MAX_KEY_BLOCK;
@@ -68,9 +68,10 @@ static void decode_softmax(const mfa_decode *f, unsigned row, unsigned visible, 
         largest = v_max(score, largest);
         v_store(weights + i, score);
     }
-    vf before = v_set1(f->maximum[row]);
-    vf maximum = v_max(v_set1(v_largest(largest)), before);
-    vf origin = v_max(v_set1(-FLT_MAX), maximum);
+    vf before = v_set1(f->origin[row]);
+    vf highest = v_max(v_set1(v_largest(largest) + f->headroom), before);
+    /* A row without keys so far: from a finite number, so that -inf - -inf does not arise. */
+    vf origin = v_max(v_set1(-FLT_MAX), highest);
     vf factor = exp2_vector(v_sub(before, origin));
     vf total = v_set1(0.0f);
     for (unsigned i = 0; i < padded; i += MFA_LANES) {
@@ -79,8 +80,8 @@ static void decode_softmax(const mfa_decode *f, unsigned row, unsigned visible, 
         total = v_add(total, weight);
     }
     float lanes[MFA_LANES];
-    v_store(lanes, maximum);
-    f->maximum[row] = lanes[0];
+    v_store(lanes, highest);
+    f->origin[row] = lanes[0];
     v_store(lanes, factor);
     f->sum[row] = f->sum[row] * lanes[0] + v_total(total);
     float *output = f->output + (size_t)row * f->output_step;

@@ -9,7 +9,7 @@
  * Kernels with `pairs` keep BF16 queries and keys as they are: for queries and keys, read
  * [ceil(head_dim / 2)] pairs of neighbouring elements above, not multiplied by anything.
  *   output   per strip, panels as for the values: [mr][width of the panel]
- * Scores are in units of log2; weights are 2^(score - running maximum of the row).
+ * Scores are in units of log2; weights are 2^(score - the row's origin).
  */
 #ifndef MFA_KERNELS_H
 #define MFA_KERNELS_H
@@ -26,11 +26,31 @@ enum {
     MFA_MAX_KEY_BLOCK = 256, /* keys of a block; also the row length of a strip of weights */
 };
 
+/*
+ * Any origin will do for a row as long as nothing overflows, as FlashAttention-4 observed: so a row
+ * keeps its origin until a score lies more than this above the one that it was made from. Weights
+ * are 2^(score - origin), and the headroom makes the sum of all weights of a row at most 1: then a
+ * row of values near the end of the range does not overflow either.
+ */
+#define MFA_RISE 8.0f
+
+static inline float mfa_headroom(uint32_t keys)
+{
+    float headroom = MFA_RISE + 1.0f; /* a sink is one key more */
+    for (; keys; keys >>= 1)
+        headroom += 1.0f;
+    return headroom;
+}
+
 /* Running state of a strip. */
 typedef struct {
-    float maximum[MFA_MAX_MR]; /* what weights are measured from; not above the highest score */
+    /*
+     * What weights are measured from: a score of the row, not far below the highest so far, and
+     * `headroom` more; -infinity as long as the row has seen no key.
+     */
+    float origin[MFA_MAX_MR];
     float sum[MFA_MAX_MR * MFA_MAX_LANES]; /* per row, `lanes` partial sums */
-    bool measured;             /* every row has a finite maximum */
+    bool measured;             /* scores can be summed up from minus each row's origin */
 } mfa_strip_state;
 
 /* Rows of memory far away that other work will want soon. */
@@ -59,6 +79,7 @@ typedef struct {
     unsigned head_dim, value_dim;
     bool paired;              /* queries and keys are BF16 pairs; scores still need `scale` */
     float scale;
+    float headroom;
     unsigned keys_seen;       /* by the row that sees most; at most MFA_MAX_KEY_BLOCK */
     bool clipped;             /* some row sees fewer than keys_seen rounded up to `lanes` */
     const uint32_t *visible;  /* [mr] keys of the block that each row sees; used when clipped */
@@ -74,7 +95,8 @@ typedef struct {
     float *weights;        /* [rows][MFA_MAX_KEY_BLOCK] */
     float *output;         /* [rows][output_step], output_step a multiple of `lanes` */
     size_t output_step;
-    float *maximum, *sum;  /* [rows] */
+    float *origin, *sum; /* [rows], as in mfa_strip_state */
+    float headroom;
     unsigned rows, count, head_dim, value_dim;
     int precision;
 } mfa_decode;
