@@ -83,6 +83,21 @@ def test_generating_a_picture_with_mflux_command(tmp_path: Path) -> None:
         assert len(first.getcolors(1 << 16) or []) > 20, "the picture is empty"
 
 
+def test_the_line_tells_what_was_done_around_attention(tmp_path: Path) -> None:
+    """Guidance 1 as with Lightning adapters, blocks compiled, with mflux's --low-ram."""
+    words = ["--prompt", "a cat", "--negative-prompt", "a dog", "--steps", "2", "--guidance", "1"]
+    words += ["--height", "128", "--width", "128", "--low-ram", "--output", str(tmp_path / "x.png")]
+    report = tmp_path / "report.json"
+    done = run("-m", SMALL, *words, options=["--json", str(report), "--fused-blocks", "on"])
+    assert done.returncode == 0, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "fused blocks 5 of 6" in last, last
+    assert "2 negative passes skipped (guidance is 1)" in last
+    written = json.loads(report.read_text(encoding="utf-8"))
+    assert written["parts"]["fused blocks"] == {"fused": 5, "validated": 1}
+    assert written["integration"]["options"]["fused_blocks"] == "on"
+
+
 def test_console_script_of_this_environment() -> None:
     done = run("mflux-generate-qwen", "--help")
     assert done.returncode == 0
