@@ -8,6 +8,7 @@ off) ends in a clear error before a block runs, and the model must be loaded ane
 
 from __future__ import annotations
 
+import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -56,20 +57,20 @@ class Freed:
     """One transformer whose modulation is known for all steps of one schedule.
 
     Attributes:
-        transformer: The host's.
+        transformer: The host's, held weakly: a model that is let go is let go whole.
         schedule: What the modulation depends on, see `_schedule`.
         steps: The blocks' modulation by step.
 
     """
 
-    transformer: Any
+    transformer: weakref.ref[Any]
     schedule: tuple[Any, ...]
     steps: dict[int, modulation.Store] = field(default_factory=dict)
 
     @classmethod
     def of(cls, transformer: Any, arguments: dict[str, Any], original: Callable[..., Any]) -> Freed:
         """Compute the modulation of all steps and let its weights go, block by block."""
-        made = cls(transformer=transformer, schedule=_schedule(arguments))
+        made = cls(transformer=weakref.ref(transformer), schedule=_schedule(arguments))
         embeddings = {}
         for t in range(len(arguments["config"].scheduler.timesteps)):
             try:

@@ -131,7 +131,7 @@ class Passes:
         self._compute: Callable[[Any, dict[str, Any]], mx.array] | None = None
         self.on_picture: Callable[[int], None] | None = None
         self._config: Any = None
-        # They hold their transformers, so that an identity is never that of another one.
+        # By identity; whose it was is looked at, because identities are used again.
         self._freed: dict[int, Freed] = {}
         self._lock = threading.Lock()
 
@@ -192,7 +192,7 @@ class Passes:
                 return original(transformer, **arguments)
             with self._lock:
                 freed = self._freed.get(id(transformer))
-                if freed is None:
+                if freed is None or freed.transformer() is not transformer:
                     freed = Freed.of(transformer, arguments, original)
                     self._freed[id(transformer)] = freed
             with modulation.sharing(freed.store(arguments)):

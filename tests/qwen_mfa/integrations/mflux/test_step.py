@@ -6,7 +6,9 @@ largest value over a whole run, and to every bit where a part claims that.
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -609,6 +611,16 @@ def test_freed_modulation_is_bit_identical(
     after = sum(x.nbytes for _, x in tree_flatten(image.transformer.parameters()))
     size = plain.itemsize if dtype == mx.float32 else 2
     assert before - after == LAYERS * 2 * (6 * DIM * DIM + 6 * DIM) * size
+
+
+def test_a_freed_model_is_not_kept_alive(generate: Callable[..., mx.array]) -> None:
+    image = pipeline(transformer())
+    with mflux.enabled(**NOTHING, free_modulation=True):
+        generate(image, steps=2)
+        gone = weakref.ref(image.transformer)
+        image.transformer = None
+        gc.collect()
+        assert gone() is None
 
 
 def test_another_schedule_is_refused_before_anything_runs(
