@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import sys
 
 from qwen_mfa.errors import MLXError
@@ -53,8 +52,10 @@ def _sentence(error: Exception) -> str:
 
 
 def _installed(name: str) -> bool:
+    from importlib import metadata  # noqa: PLC0415 - slow to import
+
     try:
-        importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
         return False
     return True

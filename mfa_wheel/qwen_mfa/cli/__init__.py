@@ -1,35 +1,33 @@
 """``qwen-mfa COMMAND``: one module a command, each with HELP, configure and run.
 
 Only the command that is asked for is imported, and MLX with it: the rest works without.
-argparse, since no library of the field starts as fast (12 ms of 30) and nothing here needs one.
+argparse, since a library (click took three times as long to import) would add to the start of every
+command, and nothing here needs one.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import importlib
-import importlib.util
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from qwen_mfa import backend
 from qwen_mfa.errors import QwenMfaError
 
+TYPE_CHECKING = False  # as type checkers know it, without the cost of importing typing
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any, Protocol
 
+    class Command(Protocol):
+        """What a command's module offers."""
 
-class Command(Protocol):
-    """What a command's module offers."""
+        def configure(self, parser: argparse.ArgumentParser) -> None:
+            """Add the command's own arguments."""
 
-    def configure(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's own arguments."""
-
-    def run(self, args: argparse.Namespace) -> int:
-        """Do the work and return the exit status."""
+        def run(self, args: argparse.Namespace) -> int:
+            """Do the work and return the exit status."""
 
 
 # Module and one line of help. Those without a need for MLX are told apart.
@@ -140,11 +138,17 @@ def add_commands(
 
 def load(module: str) -> Command:
     """Import a command."""
-    return cast("Command", importlib.import_module(module))
+    found: Any = importlib.import_module(module)
+    command: Command = found
+    return command
 
 
 def _description(module: str) -> str | None:
     """Read a module's docstring without importing it."""
+    import ast  # noqa: PLC0415 - seldom needed, as the next two
+    import importlib.util  # noqa: PLC0415
+    from pathlib import Path  # noqa: PLC0415
+
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         return None
