@@ -10,7 +10,7 @@
  *
  * Keys: b h hkv sq skv s(=sq=skv) d dv dt(fp32|bf16|fp16) causal(0|1|2) layout(bhsd|bshd)
  *       mask(none|pad|padf|full|one) keep(keys left by pad masks; one: each query sees one key)
- *       data(normal|spread|rising|inf|nan)  spread: q times 40; rising: scores rise with the keys
+ *       data(normal|spread|rising|inf|nan)  spread: q times 80; rising: scores rise with the keys
  *       threads isa
  *       lib(another build of the engine, to compare with)
  *       clock(wall|cpu)   cpu: the thread's own time, with threads=1 only; blind to other load
