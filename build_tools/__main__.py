@@ -45,6 +45,7 @@ COMMANDS = {
     "reproduce": "build_tools.commands.reproduce",
     "shaders": "build_tools.commands.shaders",
     "swift-test": "build_tools.commands.swift_test",
+    "simulate": "build_tools.commands.simulate",
     "typecheck": "build_tools.commands.typecheck",
     "verify": "build_tools.commands.verify",
     "wheel": "build_tools.commands.wheel",

@@ -13,6 +13,22 @@ public enum MetalLibraryCompiler {
   ) throws -> MTLLibrary {
     try ShaderLibraries.shared.library(device: device, source: source, options: options)
   }
+
+  /// Return a pipeline of `source`, from the first form of it of which one can be made.
+  ///
+  /// A compiler may accept a source whose functions the device then refuses: private symbols that it
+  /// does not know, or constants. The next form of the source is tried then, too.
+  ///
+  /// - Parameter function: Takes the kernel out of a library.
+  /// - Throws: `MetalLibraryCompilerError`, which lists everything that was tried.
+  public static func makePipeline(
+    device: MTLDevice, source: String, options: MTLCompileOptions?,
+    function: (MTLLibrary) throws -> MTLFunction
+  ) throws -> MTLComputePipelineState {
+    try ShaderLibraries.shared.pipeline(device: device, source: source, options: options) {
+      try device.makeComputePipelineState(function: function($0))
+    }
+  }
 }
 
 public struct MetalLibraryCompilerError: Error, CustomStringConvertible {
@@ -66,6 +82,13 @@ struct ShaderPolicy {
   }
 }
 
+/// A library, and the form and place that it came from.
+private struct Found {
+  let library: MTLLibrary
+  let form: ShaderText
+  let place: ShaderOrigin.Place
+}
+
 /// This process's libraries. One lock: a library that two threads ask for is compiled once.
 final class ShaderLibraries: @unchecked Sendable {
   static let shared = ShaderLibraries(policy: .ofProcess(), origins: .shared)
@@ -73,7 +96,7 @@ final class ShaderLibraries: @unchecked Sendable {
   private let policy: ShaderPolicy
   private let origins: ShaderOrigins
   private let lock = NSLock()
-  private var libraries: [String: Result<MTLLibrary, MetalLibraryCompilerError>] = [:]
+  private var libraries: [String: Result<Found, MetalLibraryCompilerError>] = [:]
   private var pack: ShaderPack?
   private var packMistake: String?
 
@@ -89,24 +112,76 @@ final class ShaderLibraries: @unchecked Sendable {
 
   func library(device: MTLDevice, source: String, options: MTLCompileOptions?) throws -> MTLLibrary
   {
-    if let mistake = policy.mistake { throw MetalLibraryCompilerError(attempts: [mistake]) }
-    let options = ShaderText.settled(options)
-    let forms = ShaderText.forms(of: source, options: options, forced: policy.variant)
-    let name = "\(device.registryID) \(forms[0].key)"
+    let request = try Request(device: device, source: source, options: options, policy: policy)
     lock.lock()
     defer { lock.unlock() }
+    return try found(request, without: []).library
+  }
+
+  func pipeline<P>(
+    device: MTLDevice, source: String, options: MTLCompileOptions?,
+    make: (MTLLibrary) throws -> P
+  ) throws -> P {
+    let request = try Request(device: device, source: source, options: options, policy: policy)
+    lock.lock()
+    defer { lock.unlock() }
+    var refused: [Refusal] = []
+    while true {
+      let found = try found(request, without: refused)
+      do {
+        let made = try make(found.library)
+        // From now on every pipeline of this source is made of the form that works.
+        libraries[request.name] = .success(found)
+        return made
+      } catch {
+        refused.append(
+          Refusal(
+            variant: found.form.variant,
+            text: "\(found.place.rawValue) (\(found.form.variant.rawValue)): pipeline: \(error)"))
+      }
+    }
+  }
+
+  private struct Request {
+    let device: MTLDevice
+    let options: MTLCompileOptions
+    let forms: [ShaderText]
+    var name: String { "\(device.registryID) \(forms[0].key)" }
+
+    init(
+      device: MTLDevice, source: String, options: MTLCompileOptions?, policy: ShaderPolicy
+    ) throws {
+      if let mistake = policy.mistake { throw MetalLibraryCompilerError(attempts: [mistake]) }
+      self.device = device
+      self.options = ShaderText.settled(options)
+      forms = ShaderText.forms(of: source, options: self.options, forced: policy.variant)
+    }
+  }
+
+  /// A form of which no pipeline could be made, and why.
+  private struct Refusal {
+    let variant: ShaderVariant
+    let text: String
+  }
+
+  private func found(_ request: Request, without refused: [Refusal]) throws -> Found {
+    guard refused.isEmpty else { return try search(request, without: refused).get() }
     // A failure is kept too: what no compiler takes now, none takes a moment later.
-    if let known = libraries[name] { return try known.get() }
-    let result = search(device: device, forms: forms, options: options)
-    libraries[name] = result
+    if let known = libraries[request.name] { return try known.get() }
+    let result = search(request, without: refused)
+    libraries[request.name] = result
     return try result.get()
   }
 
-  private func search(device: MTLDevice, forms: [ShaderText], options: MTLCompileOptions)
-    -> Result<MTLLibrary, MetalLibraryCompilerError>
+  private func search(_ request: Request, without refused: [Refusal])
+    -> Result<Found, MetalLibraryCompilerError>
   {
     let start = Date()
-    var attempts = packMistake.map { [$0] } ?? []
+    let (device, options) = (request.device, request.options)
+    var attempts = (packMistake.map { [$0] } ?? []) + refused.map(\.text)
+    let forms = request.forms.filter { form in
+      !refused.contains { $0.variant == form.variant }
+    }
     let sources: [(ShaderOrigin.Place, (ShaderText) throws -> MTLLibrary?)] = [
       (.pack, { try self.fromPack($0, device: device) }),
       (.cache, { try self.fromCache($0, device: device) }),
@@ -117,14 +192,14 @@ final class ShaderLibraries: @unchecked Sendable {
       for form in forms {
         do {
           guard let library = try find(form) else { continue }
-          note(form, place, since: start, attempts)
-          return .success(library)
+          note(form, options, place, since: start, attempts)
+          return .success(Found(library: library, form: form, place: place))
         } catch {
           attempts.append("\(place.rawValue) (\(form.variant.rawValue)): \(error)")
         }
       }
     }
-    note(forms[0], .failed, since: start, attempts)
+    note(request.forms[0], options, .failed, since: start, attempts)
     return .failure(MetalLibraryCompilerError(attempts: attempts))
   }
 
@@ -170,11 +245,12 @@ final class ShaderLibraries: @unchecked Sendable {
   }
 
   private func note(
-    _ form: ShaderText, _ place: ShaderOrigin.Place, since start: Date, _ attempts: [String]
+    _ form: ShaderText, _ options: MTLCompileOptions, _ place: ShaderOrigin.Place,
+    since start: Date, _ attempts: [String]
   ) {
     origins.add(
       ShaderOrigin(
-        key: form.key, variant: form.variant, origin: place,
+        key: form.key, variant: form.variant, options: ShaderText.describe(options), origin: place,
         milliseconds: Date().timeIntervalSince(start) * 1000, attempts: attempts))
   }
 }

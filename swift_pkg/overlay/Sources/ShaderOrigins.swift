@@ -9,6 +9,8 @@ struct ShaderOrigin: Codable, Sendable {
   /// Of the form that was used; of the first one tried when all failed.
   var key: String
   var variant: ShaderVariant
+  /// What it was compiled with, as its key has it.
+  var options: String
   var origin: Place
   var milliseconds: Double
   /// What was tried before and why it did not do.

@@ -40,10 +40,11 @@ struct ShaderText {
     hexadecimal(of: Data((describe(options) + "\n" + source).utf8))
   }
 
-  /// The options that are really compiled with: those given, with the math mode said explicitly.
+  /// The options that are really compiled with: those given, which are the caller's to state.
   ///
-  /// What it is when nobody says so depends on the system, and a key must not. Relaxed is what Apple
-  /// documents as the default on Apple silicon; unlike fast, it honours infinities and NaN.
+  /// What a new object says of mathematics depends on the system, and a key must not: every call of
+  /// the forward path sets the mode (overlay.toml). Where there are no options at all it is relaxed,
+  /// what Apple documents as the default on Apple silicon; unlike fast, it honours infinities and NaN.
   static func settled(_ given: MTLCompileOptions?) -> MTLCompileOptions {
     let options = MTLCompileOptions()
     if let given {
@@ -53,7 +54,7 @@ struct ShaderText {
       options.preprocessorMacros = given.preprocessorMacros
       options.mathFloatingPointFunctions = given.mathFloatingPointFunctions
     }
-    options.mathMode = given?.mathMode == .safe ? .safe : .relaxed
+    options.mathMode = given?.mathMode ?? .relaxed
     return options
   }
 

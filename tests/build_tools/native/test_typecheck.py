@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from build_tools.commands.typecheck import compare
+from build_tools.commands.typecheck import SOURCES, compare
 from build_tools.native.kernels import PLAIN_EVENT
 from build_tools.source import lock as locks
 from build_tools.support import files
@@ -105,7 +105,7 @@ def test_no_source_at_hand(tools: Tools, tmp_path: Path) -> None:
 
 
 def test_the_recorded_keys_belong_to_the_pin() -> None:
-    record = json.loads((ROOT / "build_tools" / "shader_sources.json").read_text(encoding="utf-8"))
+    record = json.loads((SOURCES).read_text(encoding="utf-8"))
     lock = locks.load()
     pinned = {repo.path or lock.name: repo.commit for repo in lock.repositories}
     assert record["commits"] == pinned

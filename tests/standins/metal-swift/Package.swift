@@ -3,7 +3,8 @@
 import PackageDescription
 
 // Stand-ins for the Apple modules that the Metal build imports, so that its Swift code can be
-// type-checked and run where there is no Metal. Nothing here computes anything on a GPU.
+// type-checked and run where there is no Metal. With METAL_STANDIN_COMPILER kernels are executed, on
+// the CPU (tests/standins/software_metal).
 let package = Package(
   name: "metal-standins",
   products: [

@@ -32,6 +32,7 @@ class Origin:
         place: A key of `PLACES`.
         milliseconds: What it took to get it.
         attempts: What was tried before, and why it did not do.
+        options: What it was compiled with; empty where the library does not say.
 
     """
 
@@ -40,6 +41,7 @@ class Origin:
     place: str
     milliseconds: float
     attempts: tuple[str, ...]
+    options: str = ""
 
     def __str__(self) -> str:
         where = PLACES.get(self.place, self.place)
@@ -68,6 +70,7 @@ def origins() -> list[Origin]:
             place=str(entry["origin"]),
             milliseconds=float(entry["milliseconds"]),
             attempts=tuple(map(str, entry["attempts"])),
+            options=str(entry.get("options", "")),
         )
         for entry in json.loads(bytes(c.string(text)) or b"[]")
     ]

@@ -147,18 +147,66 @@ final class CompilerTests: OverlayTestCase {
     XCTAssertEqual(keys.count, changes.count + 3)
   }
 
-  func testTheSystemsDefaultMathModeIsNotInTheKey() throws {
-    let line = "language=3.2 math=relaxed functions=fast optimization=default invariance=no macros="
-    for mode in [MTLMathMode.fast, .relaxed] {
+  func testTheStatedMathModeIsCompiledWithAndRecorded() throws {
+    for (mode, word) in [(MTLMathMode.fast, "fast"), (.relaxed, "relaxed"), (.safe, "safe")] {
       let given = options()
       given.mathMode = mode
-      XCTAssertEqual(ShaderText.describe(ShaderText.settled(given)), line)
       let device = device()
-      _ = try ShaderLibraries(policy: policy(), origins: ShaderOrigins())
+      let noted = ShaderOrigins()
+      _ = try ShaderLibraries(policy: policy(), origins: noted)
         .library(device: device, source: Self.simpleSource, options: given)
-      XCTAssertEqual(device.offered[0].options?.mathMode, .relaxed)
-      XCTAssertEqual(given.mathMode, mode, "the caller's options are its own")
+      XCTAssertEqual(device.offered[0].options?.mathMode, mode)
+      let line =
+        "language=3.2 math=\(word) functions=fast optimization=default invariance=no macros="
+      XCTAssertEqual(try origins(noted)[0].options, line)
+      XCTAssertEqual(ShaderText.describe(ShaderText.settled(given)), line)
     }
+    XCTAssertEqual(ShaderText.settled(nil).mathMode, .relaxed)
+  }
+
+  func testWithoutAStatedLanguageThereIsNoBfloat() {
+    let libraries = ShaderLibraries(policy: policy(), origins: ShaderOrigins())
+    let source = "kernel void attention(device bfloat *q) {}"
+    XCTAssertThrowsError(
+      try libraries.library(device: device(), source: source, options: MTLCompileOptions())
+    ) { error in
+      XCTAssertTrue("\(error)".contains("unknown type name 'bfloat'"), "\(error)")
+    }
+    XCTAssertNoThrow(try libraries.library(device: device(), source: source, options: options()))
+  }
+
+  private func pipeline(_ libraries: ShaderLibraries, _ device: StandinDevice) throws {
+    _ = try libraries.pipeline(device: device, source: Self.eventSource, options: options()) {
+      try device.makeComputePipelineState(
+        function: XCTUnwrap($0.makeFunction(name: "attention")))
+    }
+  }
+
+  func testADeviceThatMakesNoPipelineOfAssemblyGetsThePlainVariant() throws {
+    let device = device(rejecting: "pipeline")
+    let noted = ShaderOrigins()
+    let libraries = ShaderLibraries(policy: policy(), origins: noted)
+    try pipeline(libraries, device)
+    XCTAssertEqual(try origins(noted).map(\.variant), [.upstream, .plain])
+    let attempts = try origins(noted)[1].attempts
+    XCTAssertEqual(attempts.count, 1)
+    XCTAssertTrue(attempts[0].hasPrefix("runtime (upstream): pipeline: "), attempts[0])
+    // The next pipeline of the source is made of the same form at once.
+    try pipeline(libraries, device)
+    XCTAssertEqual(device.offered.count, 2)
+  }
+
+  func testAPipelineThatNoFormGivesIsAnErrorThatListsBoth() throws {
+    var policy = policy()
+    policy.variant = .upstream
+    let device = device(rejecting: "pipeline")
+    let libraries = ShaderLibraries(policy: policy, origins: ShaderOrigins())
+    XCTAssertThrowsError(try pipeline(libraries, device)) { error in
+      XCTAssertTrue("\(error)".contains("pipeline: undefined symbol"), "\(error)")
+    }
+    // It may have been for want of memory: the next call tries anew.
+    device.reject = ""
+    XCTAssertNoThrow(try pipeline(libraries, device))
   }
 
   func testAFailureListsEveryAttemptAndIsRemembered() {
@@ -181,7 +229,8 @@ final class CompilerTests: OverlayTestCase {
 
   func testOriginsFillTheCallersBuffer() throws {
     ShaderOrigins.shared.add(
-      ShaderOrigin(key: "k", variant: .plain, origin: .pack, milliseconds: 1, attempts: ["ü"]))
+      ShaderOrigin(
+        key: "k", variant: .plain, options: "", origin: .pack, milliseconds: 1, attempts: ["ü"]))
     let needed = Int(mfa_shader_origins(nil, 0))
     var small = [CChar](repeating: 7, count: needed - 1)
     XCTAssertEqual(Int(mfa_shader_origins(&small, small.count)), needed)

@@ -47,6 +47,7 @@ class OverlayTestCase: XCTestCase {
   func options() -> MTLCompileOptions {
     let options = MTLCompileOptions()
     options.languageVersion = .version3_2
+    options.mathMode = .relaxed
     return options
   }
 

@@ -9,7 +9,8 @@ from typing import Any
 MTLCommandBufferStatusCompleted = 4
 MTLCommandBufferStatusError = 5
 
-library = ctypes.CDLL(os.environ["QWEN_MFA_LIBRARY"])
+# The C stand-in is both libraries in one; the real one is linked with a stand-in of Metal.
+library = ctypes.CDLL(os.environ.get("METAL_STANDIN_LIBRARY") or os.environ["QWEN_MFA_LIBRARY"])
 library.standin_commands.restype = ctypes.c_void_p
 library.standin_buffer.restype = ctypes.c_void_p
 library.standin_buffer.argtypes = [ctypes.c_void_p, ctypes.c_size_t]

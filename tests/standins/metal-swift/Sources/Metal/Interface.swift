@@ -76,7 +76,8 @@ public struct MTLPipelineOption: OptionSet, Sendable {
 }
 
 public final class MTLCompileOptions: NSObject, @unchecked Sendable {
-  public var languageVersion = MTLLanguageVersion.version4_0
+  /// Without one that is stated, Metal takes what the main program's SDK implies: here an old one.
+  public var languageVersion = MTLLanguageVersion.version2_4
   public var mathMode = MTLMathMode.fast
   public var mathFloatingPointFunctions = MTLMathFloatingPointFunctions.fast
   public var optimizationLevel = MTLLibraryOptimizationLevel.default
@@ -88,11 +89,19 @@ public final class MTLCompileOptions: NSObject, @unchecked Sendable {
 
 public final class MTLFunctionConstantValues: NSObject, @unchecked Sendable {
   public private(set) var values: [Int: MTLDataType] = [:]
+  public private(set) var bytes: [Int: [UInt8]] = [:]
 
   override public init() {}
 
-  public func setConstantValue(_: UnsafeRawPointer, type: MTLDataType, index: Int) {
+  public func setConstantValue(_ value: UnsafeRawPointer, type: MTLDataType, index: Int) {
     values[index] = type
+    let size =
+      switch type {
+      case .bool, .char, .uchar: 1
+      case .half, .short, .ushort, .bfloat: 2
+      case .float, .int, .uint: 4
+      }
+    bytes[index] = Array(UnsafeRawBufferPointer(start: value, count: size))
   }
 }
 

@@ -4,8 +4,10 @@ import Foundation
 
 final class Context {
   let attention: Attention
+  let device: MTLDevice
 
   init(device: MTLDevice) {
+    self.device = device
     attention = Attention(device: device)
   }
 }
@@ -18,27 +20,53 @@ public func mfa_create_context(_ context: UnsafeMutablePointer<UnsafeMutableRawP
   return 0
 }
 
+private func operand(
+  _ object: UnsafeMutableRawPointer?, _ offset: Int, _ strides: UnsafePointer<Int64>?
+) -> Operand? {
+  guard let object,
+    let buffer = Unmanaged<AnyObject>.fromOpaque(object).takeUnretainedValue() as? MTLBuffer
+  else { return nil }
+  let steps = strides.map { Array(UnsafeBufferPointer(start: $0, count: 4)) } ?? [0, 0, 0, 1]
+  return Operand(buffer: buffer, offset: offset, strides: steps)
+}
+
 @_cdecl("mfa_attention_encode_mtl")
 public func mfa_attention_encode_mtl(
   _ context: UnsafeMutableRawPointer?, _ commandBuffer: UnsafeMutableRawPointer?,
-  _ q: UnsafeMutableRawPointer?, _: Int, _: UnsafePointer<Int64>?,
-  _: UnsafeMutableRawPointer?, _: Int, _: UnsafePointer<Int64>?,
-  _: UnsafeMutableRawPointer?, _: Int, _: UnsafePointer<Int64>?,
-  _: UnsafeMutableRawPointer?, _: Int,
-  _: UnsafeMutableRawPointer?, _: Int, _: UnsafePointer<Int64>?, _: UnsafePointer<Int64>?,
-  _: UInt32, _: Int32, _: Int32,
-  _: UInt32, _ lengthQ: UInt32, _ lengthKV: UInt32, _: UInt32,
-  _ headDim: UInt16, _ scale: Float, _: Bool,
+  _ q: UnsafeMutableRawPointer?, _ qOffset: Int, _ qStrides: UnsafePointer<Int64>?,
+  _ k: UnsafeMutableRawPointer?, _ kOffset: Int, _ kStrides: UnsafePointer<Int64>?,
+  _ v: UnsafeMutableRawPointer?, _ vOffset: Int, _ vStrides: UnsafePointer<Int64>?,
+  _ out: UnsafeMutableRawPointer?, _ outOffset: Int,
+  _ mask: UnsafeMutableRawPointer?, _ maskOffset: Int, _ maskShape: UnsafePointer<Int64>?,
+  _ maskStrides: UnsafePointer<Int64>?,
+  _: UInt32, _ maskType: Int32, _: Int32,
+  _ batch: UInt32, _ lengthQ: UInt32, _ lengthKV: UInt32, _ heads: UInt32,
+  _ headDim: UInt16, _ scale: Float, _ causal: Bool,
   _ input: UnsafePointer<CChar>?, _ intermediate: UnsafePointer<CChar>?
 ) -> Int32 {
-  guard let context, let commandBuffer, let input, let intermediate, q != nil else { return 1 }
+  guard let context, let commandBuffer, let input, let intermediate,
+    let q = operand(q, qOffset, qStrides), let k = operand(k, kOffset, kStrides),
+    let v = operand(v, vOffset, vStrides), let out = operand(out, outOffset, nil)
+  else { return 1 }
   let state = Unmanaged<Context>.fromOpaque(context).takeUnretainedValue()
   guard
     let commands = Unmanaged<AnyObject>.fromOpaque(commandBuffer).takeUnretainedValue()
       as? MTLCommandBuffer
   else { return 1 }
+  var bias: MTLBuffer?
+  if maskType != 0 {
+    guard let maskShape, let values = operand(mask, maskOffset, maskStrides) else { return 1 }
+    let given = Mask(
+      operand: values, shape: Array(UnsafeBufferPointer(start: maskShape, count: 4)))
+    bias = given.expand(
+      to: [batch, heads, lengthQ, lengthKV], device: state.device, into: commands)
+    if bias == nil { return 5 }
+  }
   let kernel = Kernel(
     length: max(lengthQ, lengthKV), headDim: headDim, scale: scale,
     input: String(cString: input), low: String(cString: intermediate) != "fp32")
-  return state.attention.encode(kernel, into: commands) ? 0 : 5
+  let call = Call(
+    operands: [q, k, v], out: out, bias: bias, batch: Int(batch), heads: Int(heads),
+    lengthQ: Int(lengthQ), lengthKV: Int(lengthKV), causal: causal)
+  return state.attention.encode(kernel, call, into: commands) ? 0 : 5
 }

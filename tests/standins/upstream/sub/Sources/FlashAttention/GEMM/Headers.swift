@@ -13,12 +13,3 @@ enum HeaderEmbedder {
     return source.replacingOccurrences(of: "#include \"GEMMBFloatTypes.h\"", with: text)
   }
 }
-
-func eventHeader() -> String {
-  """
-  #ifndef __METAL_SIMDGROUP_EVENT
-  #define __METAL_SIMDGROUP_EVENT
-  void private_copy() __asm("air.copy");
-  #endif
-  """
-}

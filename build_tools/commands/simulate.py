@@ -1,0 +1,130 @@
+"""Execute the pinned source's kernels on this machine, and hold what they compute against float64.
+
+The pinned source is built with our overlay against stand-in Apple modules, as `typecheck` does;
+its Metal sources are compiled for the CPU and run lane by lane. Both variants of every recorded
+source are run, with a memory checker too, and the installed package proves its Metal engine over
+the library. Exit status 1 when anything disagrees.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from build_tools.commands import common
+from build_tools.commands.typecheck import SOURCES, WIDE
+from build_tools.native import simulation, typecheck
+from build_tools.source import fetch, overlay, remotes
+from build_tools.source import lock as locks
+from build_tools.support import paths
+from build_tools.support.console import say, stdout, step
+
+if TYPE_CHECKING:
+    import argparse
+
+    from build_tools.native.simulation import Result
+
+HELP = "execute the pinned source's kernels on this machine, without a GPU"
+_SHOWN = 20
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``simulate``."""
+    common.add_lock(parser)
+    common.add_overlay(parser)
+    remotes.add_arguments(parser)
+    parser.add_argument(
+        "--work", type=Path, default=paths.ROOT / "build" / "simulate", metavar="DIR"
+    )
+    parser.add_argument(
+        "--sources", type=Path, default=SOURCES, metavar="FILE",
+        help="the recorded keys, each of which must run; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--full", action="store_true", help="the package's whole proof, not --quick"
+    )
+    parser.add_argument("--no-proof", action="store_true", help="without the installed package")
+    parser.add_argument(
+        "--heads", type=int, default=1, metavar="N",
+        help="heads of Qwen-Image's own shape, 1124 tokens of 128; default: %(default)s",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build, run, compare."""
+    lock = locks.load(args.lock)
+    tree = fetch.obtain(lock, cache=args.cache, remotes=remotes.from_arguments(args))
+    work = args.work.resolve()
+    library, apple = typecheck.compile_tree(tree, overlay.load(args.overlay), work=work)
+    simulator = simulation.Simulator(library, apple, cache=work / "cache")
+    with step("every source, class, mask and layout"):
+        numbers = simulator.run(simulation.numeric_cases())
+    with step("the memory checker"):
+        checked = simulator.run(simulation.checked_cases(), check=True)
+    with step("ten schedules"):
+        scheduled = simulator.run(simulation.scheduled_cases())
+    with step(f"Qwen-Image, {args.heads} of 24 heads"):
+        whole = simulator.run(simulation.qwen_image_cases(args.heads))
+    wrong = [f"{r.case}: {r.why}" for r in (*numbers, *checked, *scheduled, *whole) if r.why]
+    wrong += simulation.different_bits(numbers, apart_from="variant")
+    wrong += simulation.different_bits(scheduled, apart_from="schedule")
+    wrong += _not_run(args.sources, numbers)
+    if not args.no_proof:
+        wrong += _proofs(simulator, quick=not args.full)
+    _print(numbers)
+    for result in whole:
+        case = result.case
+        say(
+            f"Apple{case.family}, 1124 tokens, {case.heads} heads: largest error {result.error:.1e}"
+        )
+    found = sorted({text for result in checked for text in result.findings})
+    for text in found:
+        say(f"checker: {text} ({simulation.KNOWN.get(text, 'NOT KNOWN')})")
+    for text in wrong[:_SHOWN]:
+        stdout.print(f"DISAGREES: {text}", markup=False)
+    count = len(numbers) + len(checked) + len(scheduled) + len(whole)
+    say(f"{count} calls executed, {len(wrong)} disagree")
+    return 1 if wrong else 0
+
+
+def _not_run(path: Path, results: list[Result]) -> list[str]:
+    recorded = json.loads(path.read_text(encoding="utf-8"))["sources"]
+    run_keys = {key for result in results for key in result.keys}
+    missing = [entry["key"] for entry in recorded if entry["key"] not in run_keys]
+    return [f"the recorded source {key} was never run" for key in missing]
+
+
+def _proofs(simulator: simulation.Simulator, *, quick: bool) -> list[str]:
+    wrong = []
+    for family in simulation.FAMILIES:
+        for variant in simulation.VARIANTS:
+            with step(f"the package's proof, Apple{family}, {variant}"):
+                section = simulator.proof(family, variant, quick=quick)
+            proofs = section.get("proofs", [])
+            good = sum(bool(proof["ok"]) for proof in proofs)
+            say(f"Apple{family}, {variant}: {good} of {len(proofs)} proofs hold")
+            wrong += [f"Apple{family}, {variant}: {text}" for text in section["failures"]]
+            if not proofs:
+                wrong.append(f"Apple{family}, {variant}: nothing was proved")
+    return wrong
+
+
+def _print(results: list[Result]) -> None:
+    """Print the largest error of each family, input, class of intermediates, mask and layout."""
+    worst: dict[tuple[int, str, str, str, str], float] = {}
+    for result in results:
+        case = result.case
+        row = (case.family, case.input, case.intermediate, case.mask, case.layout)
+        worst[row] = max(worst.get(row, 0.0), result.error)
+    table = Table(title="Largest errors against float64", title_justify="left")
+    for name in ("GPU", "input", "intermediate", "layout", *simulation.MASKS):
+        table.add_column(name)
+    for family, kind, inner, layout in dict.fromkeys((r[0], r[1], r[2], r[4]) for r in worst):
+        cells = [f"{worst[family, kind, inner, mask, layout]:.1e}" for mask in simulation.MASKS]
+        gpu = "Apple9 and later" if family == simulation.FAMILIES[-1] else "before Apple9"
+        table.add_row(gpu, kind, "fp32" if inner == "fp32" else "low", layout, *cells)
+    Console(width=None if stdout.is_terminal else WIDE, highlight=False).print(table)
