@@ -1,4 +1,3 @@
-# ruff: noqa: INP001 - a script beside the C benchmark, not a package
 """The portable engine beside PyTorch's CPU attention, interleaved in one process.
 
     python benchmarks/engine/compare_pytorch.py LIBRARY [--clock cpu] [--rounds N]
@@ -119,7 +118,7 @@ def compare(
     flops = 4 * heads * queries * keys * dim * 1e-9
     mine, torchs = (statistics.median(column) for column in zip(*pairs, strict=True))
     name = str(dtype).removeprefix("torch.")
-    print(  # noqa: T201
+    print(
         f"H{heads} Sq{queries} Skv{keys} D{dim} {name:9}"
         f" ours {mine * 1e3:9.3f} ms {flops / mine:6.1f} GFLOP/s"
         f"  PyTorch {torchs * 1e3:9.3f} ms {flops / torchs:6.1f} GFLOP/s"

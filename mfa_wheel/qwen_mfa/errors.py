@@ -62,6 +62,10 @@ class RunError(QwenMfaError):
     """``qwen-mfa run`` cannot start the command, or cannot write its report."""
 
 
+class DistributedError(QwenMfaError):
+    """Several processes cannot make one picture: one ended, or they would not make the same."""
+
+
 class BackendError(QwenMfaError):
     """A kernel that the user forces cannot run, or ``QWEN_MFA_BACKEND`` names none there is."""
 

@@ -1,0 +1,99 @@
+"""Classifier-free guidance over two ranks: each computes one pass of a step, then they exchange.
+
+The exchanged noise is all that travels: about 1 MB a step and rank at 1024 x 1024. What every rank
+goes on with is the same array, bit for bit the one that a single process would have computed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+import mlx.core as mx
+
+from qwen_mfa.errors import DistributedError
+from qwen_mfa.integrations.distributed import agreement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qwen_mfa.integrations.distributed.group import Team
+
+PASSES = 2
+# A rank may be slower than another by this factor before it is taken to hang, and by LEAST seconds.
+PATIENCE = 20.0
+LEAST = 60.0
+
+logger = logging.getLogger("qwen_mfa")
+
+
+class Pass(Protocol):
+    """One pass of the transformer, not computed yet."""
+
+    def array(self) -> mx.array:
+        """Compute it: the predicted noise ``[B, S, C]``."""
+
+
+class Split:
+    """Runs the positive and the negative pass of a step on two ranks.
+
+    With more than two ranks, those of equal parity compute the same pass.
+
+    Attributes:
+        steps: How many steps were split so far.
+        seconds: Time spent in passes of this rank, and in waiting for the others.
+
+    """
+
+    def __init__(self, team: Team, *, least: float = LEAST) -> None:
+        """Split over ``team``; a rank that is silent for ``least`` seconds may be taken to hang."""
+        self.team = team
+        self.steps = 0
+        self.seconds = {"passes": 0.0, "waiting": 0.0}
+        self._least = least
+        self._agreed: object = None
+
+    def both(
+        self, passes: tuple[Pass, Pass], *, latents: mx.array, picture: object,
+        facts: Callable[[], dict[str, Any]],
+    ) -> tuple[mx.array, mx.array]:  # fmt: skip
+        """Return both passes' noise, each computed by one rank.
+
+        Args:
+            passes: The positive and the negative one.
+            latents: What both start from; must be equal on all ranks.
+            picture: Identifies the picture under way: with another one, ``facts`` are compared.
+            facts: Returns what all ranks must have in common, besides the latents, as JSON values.
+
+        Raises:
+            DistributedError: The ranks disagree or have drifted apart, or one of them ended.
+
+        """
+        if picture is not self._agreed:
+            agreement.require(self.team, {**facts(), "latents (--seed)": agreement.digest(latents)})
+            self._agreed = picture
+        start = time.perf_counter()
+        mine = passes[self.team.rank % PASSES].array()
+        check = agreement.checksum(latents)
+        mx.eval(mine, check)
+        computed = time.perf_counter()
+        limit = self._least + PATIENCE * (computed - start)
+        self._require_no_drift(check, limit)
+        everyones = self.team.gather(mine, limit=limit)
+        self.steps += 1
+        self.seconds["passes"] += computed - start
+        self.seconds["waiting"] += time.perf_counter() - computed
+        return everyones[0], everyones[1]
+
+    def _require_no_drift(self, check: mx.array, limit: float) -> None:
+        found: Any = self.team.gather(check, limit=limit).tolist()
+        drifted = [str(rank) for rank, each in enumerate(found) if each != found[0]]
+        if drifted:
+            msg = (
+                f"after {self.steps} steps the latents of rank {', '.join(drifted)} are not those "
+                "of rank 0 any more: the machines compute differently (other versions of MLX or "
+                "of the system?). No picture was made"
+            )
+            self.team.part()
+            raise DistributedError(msg)
