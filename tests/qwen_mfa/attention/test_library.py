@@ -196,7 +196,7 @@ def test_loader_variables_do_not_matter(tmp_path: Path) -> None:
     """A library of the same name on LD_LIBRARY_PATH must not be found."""
     compile_library(tmp_path / library.load().path.name, "int decoy;")
     env = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "DYLD_LIBRARY_PATH": str(tmp_path)}
-    code = "from qwen_mfa import library; print(library.load().origin, library.load().path)"
+    code = "from qwen_mfa.native import library; print(library.load().origin, library.load().path)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=env,

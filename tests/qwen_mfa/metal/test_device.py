@@ -29,9 +29,9 @@ PROBLEM = Problem(
 
 def test_elsewhere_it_refuses_at_once_and_loads_nothing() -> None:
     code = (
-        "import sys; from qwen_mfa import dispatch; from qwen_mfa.kernels import metal\n"
+        "import sys; from qwen_mfa.selection import choose; from qwen_mfa.kernels import metal\n"
         "assert not [m for m in sys.modules if 'kernels.metal.' in m], 'import has effects'\n"
-        "from qwen_mfa import library\n"
+        "from qwen_mfa.native import library\n"
         f"from qwen_mfa.problem import Problem\nprint(metal.accurate.refuses({PROBLEM!r}))\n"
         "assert not {'Metal', 'objc'} & set(sys.modules) and library._outcome is None"
     )

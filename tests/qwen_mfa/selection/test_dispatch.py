@@ -198,7 +198,7 @@ def test_the_fingerprint_has_what_decisions_depend_on() -> None:
 
 
 def test_the_thread_count_makes_another_environment(cold: Path) -> None:
-    code = "from qwen_mfa import decisions; print(decisions.opened().store.path)"
+    code = "from qwen_mfa.selection import decisions; print(decisions.opened().store.path)"
     paths = {python(code, QWEN_MFA_NUM_THREADS=n).stdout for n in ("1", "2", "2")}
     assert len(paths) == (2 if (os.cpu_count() or 1) > 1 else 1)
 
@@ -377,7 +377,7 @@ def test_many_processes_start_cold(cold: Path) -> None:
 
 SLOW_TUNING = """
 import time
-from qwen_mfa import tuning
+from qwen_mfa.tuning import measure as tuning
 real = tuning.measure
 def measure(*args, **kwargs):
     print("measuring", flush=True)
