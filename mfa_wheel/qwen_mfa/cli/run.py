@@ -25,12 +25,16 @@ from qwen_mfa import counters
 from qwen_mfa.cli import precision
 from qwen_mfa.errors import RunError
 from qwen_mfa.integrations import mflux
+from qwen_mfa.integrations.distributed import agreement
+from qwen_mfa.integrations.mflux.together import quiet_worker, versions
 from qwen_mfa.integrations.usage import Usage
 from qwen_mfa.kernels import mlx as reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+    from qwen_mfa.integrations.mflux.together import Together
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +89,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="compute the modulation of all steps first and let its weights go: a third of the "
         "transformer's memory, for pictures with one schedule",
     )
+    parser.add_argument(
+        "--distributed",
+        choices=("auto", "guidance", "off"),
+        default="auto",
+        help="processes that mlx.launch started as one group compute one pass of a step each",
+    )
     parser.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
@@ -110,18 +120,55 @@ def run(args: argparse.Namespace) -> int:
             skip_negative=not args.no_skip_negative,
             share_modulation=not args.no_share_modulation,
             free_modulation=args.free_modulation,
+            distributed=args.distributed,
         )
     except ValueError as error:
         raise RunError(str(error)) from error
+    step = mflux.step()
+    together = None if step is None else step.together
+    if together is not None:
+        agreement.require(together.team, {**versions(), "arguments": words})
+        if together.team.rank:
+            program = _as_worker(program)
     usage = Usage()
     usage.start()
     status, interrupted = _run(program)
-    report = describe(usage, words, status, compare=not interrupted)
+    report = describe(usage, words, status, compare=not (interrupted or together))
+    if together is not None:
+        _say_what_was_split(together, report)
+        if status == 0 and not interrupted:
+            together.team.part()
+        if together.team.rank:
+            return status
     if not args.quiet:
         print(f"qwen-mfa: {report['summary']}", file=sys.stderr, flush=True)
     if args.json is not None:
         _write(args.json, report)
     return status
+
+
+def _as_worker(program: Callable[[], Any]) -> Callable[[], Any]:
+    def quietly() -> Any:
+        with quiet_worker():
+            return program()
+
+    return quietly
+
+
+def _say_what_was_split(together: Together, report: dict[str, Any]) -> None:
+    """Add to the report what the ranks did together; workers print it."""
+    team, split = together.team, together.split
+    part = (
+        f"rank {team.rank} of {team.size} took part in {split.steps} steps "
+        f"({split.seconds['passes']:.2f} s in passes, {split.seconds['waiting']:.2f} s waiting)"
+    )
+    report["distributed"] = {"rank": team.rank, "size": team.size, "steps": split.steps}
+    report["distributed"] |= {"seconds": dict(split.seconds), "names": list(team.names)}
+    report["summary"] += f"; {part}"
+    if not split.steps:
+        report["summary"] += ": no step had two passes to split"
+    if team.rank:
+        print(f"qwen-mfa: {part}", file=sys.stderr, flush=True)
 
 
 def find(words: list[str]) -> Callable[[], Any]:

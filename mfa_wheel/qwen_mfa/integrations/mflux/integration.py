@@ -17,6 +17,7 @@ from qwen_mfa.integrations.mflux import guard
 from qwen_mfa.integrations.mflux.modules import MODULES
 from qwen_mfa.integrations.mflux.options import Options
 from qwen_mfa.integrations.mflux.qwen_step import QwenStep
+from qwen_mfa.integrations.mflux.together import membership
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -140,7 +141,8 @@ def enable(
         models: ``"all"``, or names of `qwen_mfa.integrations.mflux.MODULES`. ``"qwen"`` is
             Qwen-Image and Qwen-Image Edit.
         **switches: The parts of a step, see `Options`: ``qwen21_steps``, ``fused_blocks``,
-            ``early_start``, ``precision``, ``skip_negative``, ``share_modulation``.
+            ``early_start``, ``precision``, ``skip_negative``, ``share_modulation``,
+            ``distributed``.
 
     Returns:
         What is in place now.
@@ -151,6 +153,7 @@ def enable(
             has been changed then.
         ValueError: An unknown model, or a value that a switch does not have.
         TypeError: An unknown switch.
+        DistributedError: A group cannot be joined, or is asked for and is not there.
 
     """
     global _integration  # noqa: PLW0603 - one host, one integration
@@ -168,6 +171,8 @@ def enable(
                 )
                 raise HostError(msg)
             return status()
+        team = membership.team(options.distributed)
+        step.join(team)
         integration = _Integration(version, step, all_seams)
         # First the hook: a module that another thread imports just now is not missed.
         integration.hook.install()

@@ -13,6 +13,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "skip_negative": (True, False),
     "share_modulation": (True, False),
     "free_modulation": (True, False),
+    "distributed": ("auto", "guidance", "off"),
 }
 
 
@@ -33,6 +34,8 @@ class Options:
         share_modulation: Compute each block's modulation once for both passes of a step.
         free_modulation: Compute the modulation of all steps first, and let its weights go: for a
             process that makes pictures with one schedule, see `freeing`.
+        distributed: ``"auto"`` gives each process of a group (``mlx.launch``) one pass of a step,
+            where there is a group; ``"guidance"`` insists on it; ``"off"`` does not.
 
     """
 
@@ -44,6 +47,7 @@ class Options:
     skip_negative: bool = True
     share_modulation: bool = True
     free_modulation: bool = False
+    distributed: Literal["auto", "guidance", "off"] = "auto"
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a value that a switch does not have."""

@@ -11,10 +11,12 @@ from qwen_mfa.integrations.mflux.blocks import Blocks
 from qwen_mfa.integrations.mflux.modules import QWEN_BLOCK, QWEN_IMAGE, QWEN_TRANSFORMER
 from qwen_mfa.integrations.mflux.passes import NAMES as PASS_ARGUMENTS
 from qwen_mfa.integrations.mflux.passes import Passes
+from qwen_mfa.integrations.mflux.together import Together
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qwen_mfa.integrations.distributed.group import Team
     from qwen_mfa.integrations.mflux.options import Options
 
 GUIDED = ("noise", "noise_negative", "guidance")
@@ -26,6 +28,7 @@ class QwenStep:
     Attributes:
         passes: A step's two passes.
         blocks: The blocks, once mflux's module is imported.
+        together: What computes with other processes, if there are any.
 
     """
 
@@ -34,6 +37,12 @@ class QwenStep:
         self.options = options
         self.passes = Passes(options)
         self.blocks: Blocks | None = None
+        self.together: Together | None = None
+
+    def join(self, team: Team | None) -> None:
+        """Compute the passes with ``team``, or alone."""
+        self.passes.run_both = self.passes.in_turn
+        self.together = None if team is None else Together(team, self.passes, self.options)
 
     def seams(self) -> list[patching.Seam]:
         """Return what is to be replaced."""
