@@ -13,9 +13,8 @@ from qwen_mfa.errors import DistributedError
 if TYPE_CHECKING:
     from qwen_mfa.integrations.distributed.group import Team
 
-SAMPLED = 8  # parameters of a model that are hashed, evenly spread over its length
-SAMPLE = 4096  # elements of each
-LONGEST = 60  # characters of a value in a message
+SAMPLE = 64  # elements of each parameter that are hashed
+LONGEST = 140  # characters of a value in a message
 
 
 def require(team: Team, facts: dict[str, Any]) -> None:
@@ -67,16 +66,14 @@ def digest(*arrays: mx.array | None) -> str:
 def digest_of_weights(model: Any) -> str:
     """Return a text that differs where structure, dtypes or a sample of the weights differ.
 
-    All names, shapes and dtypes count, and the values of `SAMPLED` parameters besides all that
-    belong to a LoRA.
+    All names, shapes and dtypes count, and the first `SAMPLE` values of each parameter.
     """
     flat: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
     structure = hashlib.sha256()
     for name, x in flat:
         structure.update(f"{name} {_kind(x)}\n".encode())
-    step = max(1, len(flat) // SAMPLED)
-    chosen = [x for i, (name, x) in enumerate(flat) if i % step == 0 or "lora" in name.lower()]
-    values = hashlib.sha256(" ".join(_bits(x.flatten()[:SAMPLE]) for x in chosen).encode())
+    samples: Any = mx.stack([checksum(x.flatten()[:SAMPLE]) for _, x in flat]).tolist()
+    values = hashlib.sha256(repr(samples).encode())
     dtypes = "/".join(sorted({str(x.dtype).removeprefix("mlx.core.") for _, x in flat}))
     loras = sum("lora" in name.lower() for name, _ in flat)
     return (

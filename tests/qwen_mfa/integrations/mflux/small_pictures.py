@@ -1,4 +1,4 @@
-"""Makes small pictures with mflux's own loops and prints a digest of the latents: a program for several ranks.
+"""Makes small pictures with mflux's own loops and prints the latents' digest: a program for ranks.
 
 ``small_pictures.py KIND``: ``plain``, ``edit``, ``8-bit``, ``lora`` or ``guidance-1``. Options of
 ``enable`` as JSON in ``QWEN_MFA_TEST_OPTIONS``; ``QWEN_MFA_TEST_ODD=1`` makes rank 1's weights

@@ -58,7 +58,7 @@ def test_other_weights_on_one_rank_are_refused(tmp_path: Path) -> None:
         assert each.status == 1
         assert "DistributedError" in each.err
         assert "weights: rank 0 has" in each.err
-        assert "latents (--seed)" not in each.err
+        assert "latents (--seed): rank" not in each.err
 
 
 def test_insisting_on_a_group_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,11 +69,13 @@ def test_insisting_on_a_group_that_is_not_there(monkeypatch: pytest.MonkeyPatch)
     assert together.Membership().team("auto") is None
 
 
-def generate(folder: Path, *words: str, size: int = 2) -> list[subprocess.Popen[str]]:
-    command = [QWEN_MFA, "run", "--fused-blocks", "off", "--json", "report.json", "--"]
-    command += [*GENERATE, "--output", "picture.png", *words]
-    env = {"PYTHONPATH": str(ROOT) + os.pathsep + os.environ.get("PYTHONPATH", "")}
-    return ranks.start(command, size, folder, cwd=folder, env=env)
+def command(folder: Path) -> list[str]:
+    words = [QWEN_MFA, "run", "--fused-blocks", "off", "--json", str(folder / "report.json"), "--"]
+    return [*words, *GENERATE, "--output", str(folder / "picture.png")]
+
+
+def generate(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
+    return ranks.start([*command(folder), *words], 2, folder, cwd=ROOT)
 
 
 def test_run_writes_one_picture_and_the_others_say_that_they_took_part(tmp_path: Path) -> None:
@@ -87,17 +89,20 @@ def test_run_writes_one_picture_and_the_others_say_that_they_took_part(tmp_path:
     assert len(second.err.splitlines()) == 1
     report = json.loads((tmp_path / "two" / "report.json").read_text(encoding="utf-8"))
     assert report["distributed"]["rank"] == 0
-    (single,) = ranks.finish(generate(tmp_path / "one", "--seed", "5", size=1))
-    assert single.status == 0, single.err
-    picture = (tmp_path / "one" / "picture.png").read_bytes()
+    subprocess.run(
+        [*command(tmp_path / "one"), "--seed", "5"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     assert _pixels(tmp_path / "two" / "picture.png") == _pixels(tmp_path / "one" / "picture.png")
-    assert picture
 
 
 def test_other_arguments_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    command = [QWEN_MFA, "run", "--", "-m", "no_such_module_is_ever_imported"]
+    words = [QWEN_MFA, "run", "--", "-m", "no_such_module_is_ever_imported"]
     script = (
-        f"import os, sys; os.execv({QWEN_MFA!r}, {command!r} + ['--seed', os.environ['MLX_RANK']])"
+        f"import os, sys; os.execv({QWEN_MFA!r}, {words!r} + ['--seed', os.environ['MLX_RANK']])"
     )
     started = ranks.start([sys.executable, "-c", script], 2, tmp_path, cwd=tmp_path)
     for each in ranks.finish(started):
