@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from qwen_mfa import forks
 from qwen_mfa.errors import LibraryError
 from qwen_mfa.native import library
 from qwen_mfa.native.buffers import Borrowed, borrow, fresh, is_head_interleaved
@@ -111,7 +111,7 @@ def _evaluated(array: mx.array) -> mx.array:
     return array
 
 
-_lock = threading.Lock()
+_lock = forks.lock()
 _contexts: dict[str, library.Context] = {}
 
 

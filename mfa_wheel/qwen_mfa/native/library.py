@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 import weakref
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from qwen_mfa import files, forks
 from qwen_mfa.errors import LibraryError, NativeError
 from qwen_mfa.native.ffi import ffi
-from qwen_mfa.native.preflight import why_not_loadable
+from qwen_mfa.native.preflight import MOST_BYTES, why_not_loadable
 
 OVERRIDE = "QWEN_MFA_LIBRARY"
 NATIVE = Path(__file__).parent.parent / "_native"
@@ -43,6 +43,7 @@ REQUIRED = (
 PORTABLE = ("mfa_portable_attention", "mfa_portable_describe")
 ABI_VERSION = (1, 0, 0)
 PORTABLE_ABI = "1"
+_MOST_OF_MANIFEST = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class Library:
     @cached_property
     def sha256(self) -> str:
         """Return the SHA-256 of the file, in hexadecimal."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return _sha256(self.path)
 
     @cached_property
     def is_portable(self) -> bool:
@@ -134,7 +135,7 @@ def _text(pointer: Any) -> str:
     return bytes(ffi().string(pointer)).decode("utf-8", "replace")
 
 
-_lock = threading.Lock()
+_lock = forks.lock()
 _outcome: Library | LibraryError | None = None
 
 
@@ -189,10 +190,8 @@ def _open() -> Library:
     if not path.exists():
         raise LibraryError(path, "the embedded library is missing", REINSTALL)
     problem = why_not_loadable(path)
-    if problem is None:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest != manifest["library"]["sha256"]:
-            problem = "it is not the file that the wheel was built with (its SHA-256 differs)"
+    if problem is None and _sha256(path) != manifest["library"]["sha256"]:
+        problem = "it is not the file that the wheel was built with (its SHA-256 differs)"
     if problem:
         raise LibraryError(path, problem, REINSTALL)
     return _opened(path, "embedded", manifest, REINSTALL)
@@ -200,11 +199,17 @@ def _open() -> Library:
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        str(manifest["library"]["file"]), str(manifest["library"]["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest: dict[str, Any] = json.loads(files.read(path, _MOST_OF_MANIFEST))
+        named = (manifest["library"]["file"], manifest["library"]["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise LibraryError(path, f"the manifest cannot be used ({error!r})", REINSTALL) from error
+    if not all(isinstance(x, str) for x in named):
+        raise LibraryError(path, "the manifest cannot be used (no texts)", REINSTALL)
     return manifest
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(files.read(path, MOST_BYTES)).hexdigest()
 
 
 def _opened(path: Path, origin: str, manifest: dict[str, Any], remedy: str) -> Library:

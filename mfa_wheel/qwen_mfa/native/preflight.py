@@ -11,9 +11,12 @@ import struct
 import sys
 from typing import TYPE_CHECKING
 
+from qwen_mfa import files
+
 if TYPE_CHECKING:
     from pathlib import Path
 
+MOST_BYTES = 256 << 20  # ours have some 200 KiB; with debugging information, 20 MiB
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 _MACHO_CPUS = {0x01000007: "x86_64", 0x0100000C: "arm64"}
 _MACHO_MAGIC_64 = 0xFEEDFACF
@@ -25,7 +28,7 @@ _SAME = {"arm64": "aarch64", "amd64": "x86_64"}
 def why_not_loadable(path: Path) -> str | None:
     """Return why this process cannot load ``path``, or ``None`` if nothing speaks against it."""
     try:
-        data = path.read_bytes()
+        data = files.read(path, MOST_BYTES)
     except OSError as error:
         return f"it cannot be read ({error.strerror or error})"
     if not data:

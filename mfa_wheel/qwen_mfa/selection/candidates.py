@@ -113,22 +113,21 @@ def investigate(kernel: Kernel, problem: Problem) -> Finding:
             return finding
         if not mine:
             return Finding(kernel=kernel, reason="another process is measuring", final=False)
-        attempts = kept.attempts(kernel.name, key)
-        if attempts >= MOST_ATTEMPTS:
-            reason = f"{attempts} processes ended while proving or measuring it"
-            return Finding(kernel=kernel, reason=reason)
-        kept.keep_attempts(kernel.name, key, attempts + 1)
-        died = attempts
-        try:
-            verdict = proved(kernel, problem) or _prove(kernel, problem, careful=attempts > 0)
-            died = 0 if verdict.lasting else attempts + 1
+        with kept.attempt(kernel.name, key) as death:
+            attempts = kept.attempts(kernel.name, key)
+            if attempts >= MOST_ATTEMPTS:
+                reason = f"{attempts} times, proving or measuring it crashed or gave no answer"
+                return Finding(kernel=kernel, reason=reason)
+            careful = death.happened or attempts > 0
+            verdict = proved(kernel, problem) or _prove(kernel, problem, careful=careful)
+            if not verdict.lasting and not verdict.outside:
+                kept.keep_attempts(kernel.name, key, attempts + 1)
             if not verdict.ok:
                 reason = f"not proved right: {verdict.reason}"
                 return Finding(kernel=kernel, reason=reason, verdict=verdict)
             samples = measure.measure(kernel, (ends[0], ends[1]))
             kept.keep_samples(kernel.name, key, _device(), samples)
-        finally:
-            kept.keep_attempts(kernel.name, key, died)
+            kept.keep_attempts(kernel.name, key, 0)
         for sample in samples:
             logger.info("kernel %s: %s", kernel.name, sample)
         return _judged(kernel, verdict, samples)

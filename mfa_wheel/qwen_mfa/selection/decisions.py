@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import threading
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+import contextlib
+import math
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, TypeVar
 
+from qwen_mfa import forks
 from qwen_mfa.selection import environment, store
+from qwen_mfa.selection.attempts import Death, marked
+from qwen_mfa.selection.records import parse
 from qwen_mfa.tuning.measure import Sample
 from qwen_mfa.validation.validate import Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from qwen_mfa.validation.variants import Variant
 
-# A process that dies while it proves or measures leaves its attempt behind; after so many, no other
-# tries.
+T = TypeVar("T")
+# After so many crashes while a class was proved or measured, or proofs without an answer, no other
+# process tries.
 MOST_ATTEMPTS = 2
+# Far beyond what is ever measured: the exponential of this is 8e13.
+_MOST_GAIN = 32.0
+_HUGE = 1e99
 
 
 class Decisions:
@@ -26,23 +36,29 @@ class Decisions:
 
     def verdict(self, kernel: str, variant: Variant, device: str) -> Verdict | None:
         """Return the outcome of a proof, if there was one."""
-        record = self.store.get(f"proof {kernel} {device} {variant.key}")
-        try:
-            return None if record is None else Verdict(**record)
-        except TypeError:
-            return None
+        key = f"proof {kernel} {device} {variant.key}"
+        return self._parsed(key, self.store.get(key), Verdict)
 
     def keep_verdict(self, kernel: str, variant: Variant, device: str, verdict: Verdict) -> None:
         """Keep the outcome of a proof."""
-        self.store.put(f"proof {kernel} {device} {variant.key}", asdict(verdict))
+        finite = replace(verdict, error=_finite(verdict.error), margin=_finite(verdict.margin))
+        self.store.put(f"proof {kernel} {device} {variant.key}", asdict(finite))
 
     def samples(self, kernel: str, class_key: str, device: str) -> list[Sample] | None:
         """Return what was measured for a class, if it was."""
-        record = self.store.get(f"class {kernel} {device} {class_key}")
-        try:
-            return None if record is None else [Sample(**x) for x in record["samples"]]
-        except (TypeError, KeyError):
+        key = f"class {kernel} {device} {class_key}"
+        record = self.store.get(key)
+        if record is None:
             return None
+        found = record.get("samples")
+        if not isinstance(found, list) or not 1 <= len(found) <= 2:  # the ends of the class
+            self._malformed(key)
+            return None
+        samples = [self._parsed(key, each, Sample) for each in found]
+        if not all(sample is not None and _is_sane(sample) for sample in samples):
+            self._malformed(key)
+            return None
+        return [sample for sample in samples if sample is not None]
 
     def keep_samples(self, kernel: str, class_key: str, device: str, samples: list[Sample]) -> None:
         """Keep what was measured."""
@@ -52,8 +68,7 @@ class Decisions:
 
     def standing(self, kernel: str) -> bool | None:
         """Whether the kernel survived its first proof in a child process; ``None``: not tried."""
-        found = (self.store.get(f"child {kernel}") or {}).get("survived")
-        return found if isinstance(found, bool) else None
+        return self._value(f"child {kernel}", "survived", bool)
 
     def keep_standing(self, kernel: str, reason: str) -> None:
         """Keep that the kernel survived (no reason), or how it ended its process."""
@@ -61,27 +76,67 @@ class Decisions:
 
     def death(self, kernel: str) -> str:
         """Return how the kernel ended the process of its proof."""
-        return str((self.store.get(f"child {kernel}") or {}).get("reason", ""))
+        return self._value(f"child {kernel}", "reason", str) or ""
 
     def attempts(self, kernel: str, class_key: str) -> int:
-        """Return how many processes died while proving or measuring a class."""
-        found: Any = (self.store.get(f"attempt {kernel} {class_key}") or {}).get("count", 0)
-        return found if isinstance(found, int) else 0
+        """Return how often proving or measuring a class crashed a process or gave no answer."""
+        return max(0, self._value(f"attempt {kernel} {class_key}", "count", int) or 0)
 
     def keep_attempts(self, kernel: str, class_key: str, count: int) -> None:
-        """Keep that number; a process adds itself before, and takes itself out after."""
-        self.store.put(f"attempt {kernel} {class_key}", {"count": count} if count else None)
+        """Keep that number."""
+        if count != self.attempts(kernel, class_key):
+            self.store.put(f"attempt {kernel} {class_key}", {"count": count} if count else None)
+
+    @contextlib.contextmanager
+    def attempt(self, kernel: str, class_key: str) -> Iterator[Death]:
+        """Leave a mark while a class is proved or measured; tell how the last process ended there.
+
+        A crash is counted: see `attempts`.
+        """
+        with marked(self.store, f"{kernel} {class_key}") as death:
+            if death.counts:
+                self.keep_attempts(kernel, class_key, self.attempts(kernel, class_key) + 1)
+            yield death
 
     def failure(self, kernel: str) -> str:
         """Return the last failure at run time, in any process."""
-        return str((self.store.get(f"failure {kernel}") or {}).get("reason", ""))
+        return self._value(f"failure {kernel}", "reason", str) or ""
 
     def keep_failure(self, kernel: str, reason: str) -> None:
         """Keep it for ``qwen-mfa doctor``."""
         self.store.put(f"failure {kernel}", {"reason": reason})
 
+    def _parsed(self, key: str, record: object, kind: type[T]) -> T | None:
+        found = None if record is None else parse(kind, record)
+        if found is None and record is not None:
+            self._malformed(key)
+        return found
 
-_lock = threading.Lock()
+    def _value(self, key: str, field: str, kind: type[T]) -> T | None:
+        """Return one value of a record, if it is of just that type: a bool is no int."""
+        record = self.store.get(key)
+        found = None if record is None else record.get(field)
+        if type(found) is kind:
+            return found
+        if record is not None:
+            self._malformed(key)
+        return None
+
+    def _malformed(self, key: str) -> None:
+        self.store.note(f"the record {key!r} is malformed, and counts as absent")
+
+
+def _finite(error: float) -> float:
+    """A kernel's results can be NaN; a record with that would be no JSON."""
+    return error if math.isfinite(error) else _HUGE
+
+
+def _is_sane(sample: Sample) -> bool:
+    times = sample.seconds > 0 and sample.seconds_mlx > 0 and sample.pairs > 0
+    return times and abs(sample.gain) <= _MOST_GAIN and 0 <= sample.noise <= _MOST_GAIN
+
+
+_lock = forks.lock()
 _opened: Decisions | None = None
 
 

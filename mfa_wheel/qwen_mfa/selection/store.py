@@ -1,13 +1,17 @@
 """One file of records in the user's cache folder, for one environment and many processes.
 
-A file that cannot be used (unreadable, of an older layout, of another environment, altered) is
-ignored with a note, and replaced at the next write. Where nothing can be written, records live as
-long as the process. No times of day are kept or compared: clocks jump.
+A file that cannot be used (unreadable, of an older layout, of another environment, altered, no
+regular file, too large) is ignored with a note, and replaced at the next write. Where nothing can
+be written, records live as long as the process. No times of day are kept or compared: clocks jump.
+
+Records decide what runs. So they are taken only from a folder and a file that are ours, or root's,
+and that nobody else can write to: `qwen_mfa.files` checks what was opened.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,16 +19,18 @@ import logging
 import os
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from qwen_mfa import files, forks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FOLDER = "QWEN_MFA_CACHE_DIR"
 SCHEMA = 1
+MOST_BYTES = 4 << 20  # a record has some 300
 _LOCK_POLL = 0.02
 _WRITE_PATIENCE = 5.0
 
@@ -34,12 +40,17 @@ logger = logging.getLogger("qwen_mfa")
 def folder() -> Path:
     """Return the cache folder: ``QWEN_MFA_CACHE_DIR``, or the system's place for caches."""
     chosen = os.environ.get(FOLDER)
-    if chosen:
-        return Path(chosen)
+    return Path(chosen) if chosen else _usual_folder()
+
+
+def _usual_folder() -> Path:
+    try:
+        home = Path.home()
+    except RuntimeError:  # no home at all; whoever makes this one first, it is ours or not used
+        return Path(tempfile.gettempdir()) / f"qwen-mfa-{os.geteuid()}"
     if sys.platform == "darwin":
-        return _home() / "Library" / "Caches" / "qwen-mfa"
-    base = os.environ.get("XDG_CACHE_HOME") or str(_home() / ".cache")
-    return Path(base) / "qwen-mfa"
+        return home / "Library" / "Caches" / "qwen-mfa"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "qwen-mfa"
 
 
 class Store:
@@ -61,7 +72,7 @@ class Store:
         self._records: dict[str, dict[str, Any]] = {}
         self._unsaved: dict[str, dict[str, Any] | None] = {}
         self._seen: tuple[int, ...] = ()
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self.refresh()
 
     def get(self, key: str) -> dict[str, Any] | None:
@@ -78,13 +89,13 @@ class Store:
             self._unsaved[key] = record
             self._records = self._with_unsaved(self._records)
             try:
-                with self._locked("write", _WRITE_PATIENCE) as mine:
+                with self.folder() as place, _locked(self._lock_name("write"), place) as mine:
                     if not mine:
-                        self._note("another process holds its lock; nothing was written")
+                        self.note("another process holds its lock; nothing was written")
                         return
-                    self._write(self._with_unsaved(self._read()))
+                    self._write(self._with_unsaved(self._read(place)), place)
             except OSError as error:
-                self._note(f"it cannot be written ({error.strerror or error})")
+                self.note(f"it cannot be written ({error.strerror or error})")
                 return
             self._unsaved = {}
 
@@ -93,15 +104,16 @@ class Store:
         with self._lock:
             seen = self._stamp()
             if seen and seen != self._seen:
-                self._records = self._with_unsaved(self._read())
+                self._records = self._with_unsaved(self._read_now())
                 self._seen = seen
 
     def clear(self) -> None:
         """Forget everything, the file included."""
         with self._lock:
             self._records, self._unsaved, self._seen = {}, {}, ()
-            with contextlib.suppress(OSError):
-                self.path.unlink(missing_ok=True)
+            if self._stamp():
+                with contextlib.suppress(OSError), self.folder() as place:
+                    os.unlink(self.path.name, dir_fd=place)
 
     @contextlib.contextmanager
     def measuring(self, patience: float) -> Iterator[bool]:
@@ -110,45 +122,73 @@ class Store:
         Yields whether it was granted within ``patience`` seconds. A process that dies gives it
         back. Where locks do not work, it is always granted.
         """
-        granted: contextlib.AbstractContextManager[bool]
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            granted = self._locked("measure", patience)
-            mine = granted.__enter__()
-        except OSError as error:
-            self._note(f"its folder cannot be used ({error.strerror or error})")
-            yield True
-            return
-        try:
+        with contextlib.ExitStack() as stack:
+            try:
+                place = stack.enter_context(self.folder())
+                lock = _locked(self._lock_name("measure"), place, patience)
+                mine = stack.enter_context(lock)
+            except OSError as error:
+                self.note(f"its folder cannot be used ({error.strerror or error})")
+                mine = True
             yield mine
-        finally:
-            granted.__exit__(None, None, None)
 
     @contextlib.contextmanager
-    def _locked(self, purpose: str, patience: float) -> Iterator[bool]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Of its own per purpose: whoever measures also writes.
-        handle = os.open(self.path.with_suffix(f".{purpose}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    def folder(self) -> Iterator[int]:
+        """Give a descriptor of the folder, which is made if need be.
+
+        Raises:
+            OSError: It cannot be used.
+
+        """
+        place = self.path.parent
+        handle = files.private_folder(place, ours=place == _usual_folder())
         try:
-            yield _flock(handle, patience)
+            yield handle
         finally:
-            os.close(handle)  # which unlocks
+            os.close(handle)
+
+    def name_of(self, kind: str, key: str) -> str:
+        """Return a file name for something else of this environment, in the same folder."""
+        return f"{kind}-{self._identity[:16]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+    def note(self, text: str) -> None:
+        """Keep what is wrong with the file, once."""
+        note = f"{self.path}: {text}"
+        if note not in self.notes:
+            self.notes.append(note)
+            logger.info("decisions are not kept or not used: %s", note)
+
+    def _lock_name(self, purpose: str) -> str:
+        # Of its own per purpose: whoever measures also writes.
+        return self.path.with_suffix(f".{purpose}.lock").name
 
     def _with_unsaved(self, records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         merged = {**records, **self._unsaved}
         return {key: record for key, record in merged.items() if record is not None}
 
-    def _read(self) -> dict[str, dict[str, Any]]:
+    def _read_now(self) -> dict[str, dict[str, Any]]:
         try:
-            text = self.path.read_text(encoding="utf-8")
+            with self.folder() as place:
+                return self._read(place)
+        except OSError as error:
+            self.note(f"it cannot be read ({error.strerror or error})")
+            return {}
+
+    def _read(self, place: int) -> dict[str, dict[str, Any]]:
+        try:
+            text = files.read(self.path.name, MOST_BYTES, folder=place).decode()
         except FileNotFoundError:
             return {}
-        except (OSError, UnicodeDecodeError) as error:
-            self._note(f"it cannot be read ({error})")
+        except OSError as error:
+            what = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+            self.note(f"it cannot be read ({what or error})")
+            return {}
+        except UnicodeDecodeError as error:
+            self.note(f"it cannot be read ({error})")
             return {}
         flaw, records = self._checked(text)
         if flaw:
-            self._note(f"it was ignored: {flaw}")
+            self.note(f"it was ignored: {flaw}")
         return records
 
     def _checked(self, text: str) -> tuple[str, dict[str, dict[str, Any]]]:
@@ -165,11 +205,9 @@ class Store:
             return "it was altered or damaged (its checksum does not fit)", {}
         if not isinstance(records, dict) or not all(isinstance(x, dict) for x in records.values()):
             return "its records are malformed", {}
-        if hasattr(os, "geteuid") and self.path.stat().st_uid not in (os.geteuid(), 0):
-            return "it belongs to another user", {}
         return "", records
 
-    def _write(self, records: dict[str, dict[str, Any]]) -> None:
+    def _write(self, records: dict[str, dict[str, Any]], place: int) -> None:
         content = {
             "schema": SCHEMA,
             "environment": self._environment,
@@ -177,44 +215,46 @@ class Store:
             "sha256": _digest(records),
         }
         # We hold the lock: temporary files are of processes that were killed.
-        for left in self.path.parent.glob(f".{self.path.stem}-*"):
-            with contextlib.suppress(OSError):
-                left.unlink()
-        handle, temporary = tempfile.mkstemp(prefix=f".{self.path.stem}-", dir=self.path.parent)
+        mark = f".{self.path.stem}-"
+        for left in os.listdir(place):
+            if left.startswith(mark):
+                with contextlib.suppress(OSError):
+                    os.unlink(left, dir_fd=place)
+        temporary = mark + os.urandom(8).hex()
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            with os.fdopen(files.create(temporary, place), "w", encoding="utf-8") as stream:
                 json.dump(content, stream, indent=1, sort_keys=True)
-            Path(temporary).replace(self.path)
+            os.replace(temporary, self.path.name, src_dir_fd=place, dst_dir_fd=place)
         except BaseException:
             with contextlib.suppress(OSError):
-                Path(temporary).unlink()
+                os.unlink(temporary, dir_fd=place)
             raise
         self._records = records
         self._seen = self._stamp()
 
     def _stamp(self) -> tuple[int, ...]:
         try:
-            found = self.path.stat()
+            found = self.path.lstat()
         except OSError:
             return ()
         return found.st_ino, found.st_mtime_ns, found.st_size
 
-    def _note(self, text: str) -> None:
-        note = f"{self.path}: {text}"
-        if note not in self.notes:
-            self.notes.append(note)
-            logger.info("decisions are not kept or not used: %s", note)
-
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError:  # no home at all
-        return Path(tempfile.gettempdir()) / "qwen-mfa-no-home"
-
 
 def _digest(records: object) -> str:
     return hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(name: str, place: int, patience: float = _WRITE_PATIENCE) -> Iterator[bool]:
+    with forks.kept_from_children(files.open_lock(name, place)) as handle:
+        mine = _flock(handle, patience)
+        try:
+            yield mine
+        finally:
+            # Closing does not unlock where a forked child still has the file.
+            if mine:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 def _flock(handle: int, patience: float) -> bool:

@@ -57,6 +57,7 @@ class Verdict:
         seconds: What the proof took.
         died: Whether the kernel ended the process of its proof.
         lasting: Whether another try would find the same.
+        outside: Whether something else than the kernel ended its proof.
 
     """
 
@@ -67,6 +68,7 @@ class Verdict:
     seconds: float = 0.0
     died: bool = False
     lasting: bool = True
+    outside: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
