@@ -5,17 +5,18 @@
 #include <csetjmp>
 #include <cstddef>
 
-namespace software_metal {
-  struct Context {
+namespace software_metal
+{
+struct Context {
     jmp_buf registers;
-  };
+};
 
-  // Let `context` begin in `start`, on the stack of lane `index`, when it is first switched to.
-  void prepare(Context &context, unsigned index, void (*start)());
+// Let `context` begin in `start`, on the stack of lane `index`, when it is first switched to.
+void prepare(Context &context, unsigned index, void (*start)());
 
-  // Whether an address lies on the stack of any lane.
-  bool on_a_stack(const void *address);
+// Whether an address lies on the stack of any lane.
+bool on_a_stack(const void *address);
 
-  // Not inline: what calls a function that returns twice is optimised less.
-  void switch_to(Context &from, Context &to);
-}
+// Not inline: what calls a function that returns twice is optimised less.
+void switch_to(Context &from, Context &to);
+} // namespace software_metal

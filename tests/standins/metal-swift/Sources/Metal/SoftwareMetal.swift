@@ -164,7 +164,8 @@ struct SoftwareGrid {
     for (index, bytes) in threadgroupBytes {
       memory.storeBytes(of: bytes, toByteOffset: sizes + index * 8, as: Int.self)
     }
-    let numbers = [threads.width, threads.height, threads.depth]
+    let numbers =
+      [threads.width, threads.height, threads.depth]
       + [group.width, group.height, group.depth]
     for (place, number) in numbers.enumerated() {
       memory.storeBytes(

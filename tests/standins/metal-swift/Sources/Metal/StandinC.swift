@@ -90,7 +90,9 @@ public func standinBufferLength(_ object: UnsafeMutableRawPointer) -> Int {
 
 @_cdecl("standin_commands")
 public func standinCommands() -> UnsafeMutableRawPointer {
-  if poolDepth == 0 { StandinMisuse.record("a command buffer was made without an autorelease pool") }
+  if poolDepth == 0 {
+    StandinMisuse.record("a command buffer was made without an autorelease pool")
+  }
   return metalStandinCommandBuffer()
 }
 
