@@ -41,8 +41,11 @@ class QwenStep:
 
     def join(self, team: Team | None) -> None:
         """Compute the passes with ``team``, or alone."""
-        self.passes.run_both = self.passes.in_turn
-        self.together = None if team is None else Together(team, self.passes, self.options)
+        if team is None:
+            self.passes.run_both = self.passes.in_turn
+            self.together = None
+        elif self.together is None or self.together.team is not team:
+            self.together = Together(team, self.passes, self.options)
 
     def seams(self) -> list[patching.Seam]:
         """Return what is to be replaced."""
