@@ -109,6 +109,16 @@ def test_mlx_on_another_gpu(mac: StandinMac, monkeypatch: pytest.MonkeyPatch) ->
     del mac
 
 
+def test_the_same_gpu_under_an_architecture_of_somebodys_choice(
+    mac: StandinMac, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As MLX_METAL_GPU_ARCH makes MLX say.
+    _, name, _ = device.mlx_device()
+    monkeypatch.setattr(device, "mlx_device", lambda: (mx.DeviceType.gpu, name, "applegpu_g99"))
+    assert metal.accurate.refuses(PROBLEM) is None
+    del mac
+
+
 @pytest.mark.parametrize(("version", "fits"), [("0.31.9", False), ("0.32.0", True), ("1.0", True)])
 def test_mlx_version(
     mac: StandinMac, monkeypatch: pytest.MonkeyPatch, version: str, fits: bool

@@ -107,6 +107,26 @@ def test_rows_without_keys(mac: StandinMac) -> None:
     assert mac.count("runs") == 3
 
 
+def oddly(x: mx.array, *, start: int, gap: int) -> mx.array:
+    """Return ``x`` in memory that begins ``start`` elements in, with ``gap`` more for each head."""
+    b, h, s, d = x.shape
+    step = s * d + gap
+    rows = mx.pad(x.reshape(b * h, s * d), [(0, 0), (0, gap)]).reshape(-1)
+    flat = mx.contiguous(mx.pad(rows, [(start, 8)]))
+    return mx.as_strided(flat, x.shape, (h * step, step, d, 1), start)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize(("start", "gap"), [(1, 0), (0, 1), (3, 2)])
+def test_pairs_of_elements_are_never_split(
+    mac: StandinMac, dtype: mx.Dtype, start: int, gap: int
+) -> None:
+    q, k, v = (oddly(x, start=start, gap=gap) for x in draw(SHAPE, dtype))
+    call = Call(q=q, k=k, v=v, scale=0.25)
+    assert_exact(attend(call), call)
+    assert mac.count("runs") == 2
+
+
 @pytest.mark.parametrize("layout", ["dense", "interleaved", "sliced", "broadcast", "reversed"])
 def test_layouts(mac: StandinMac, layout: str) -> None:
     q, k, v = draw(SHAPE, interleaved=layout == "interleaved")

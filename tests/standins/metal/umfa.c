@@ -442,6 +442,11 @@ static void check_reach(const Tensor *t, const Commands *c, uint32_t seq, int si
         misuse("an input is over-read");
     if (t->buffer->released)
         misuse("a released buffer was encoded");
+    /* Kernels load two elements at once where the step from row to row is even. */
+    bool odd = t->offset / size % 2 || (c->heads > 1 && t->strides[1] % 2) ||
+               (c->batch > 1 && t->strides[0] % 2);
+    if (odd && t->strides[2] % 2 == 0)
+        misuse("a pair of elements is loaded misaligned");
 }
 
 static atomic_int inside;

@@ -154,8 +154,10 @@ def _operand(array: mx.array, dtype: mx.Dtype) -> mx.array:
     array = array if array.dtype == dtype else array.astype(dtype)
     mx.eval(array)
     found = dlpack.export(array)
-    if _strides(found) is None:
-        array = mx.contiguous(array)
+    strides = _strides(found)
+    if strides is None or _splits_pairs(found, strides, array.itemsize):
+        # `contiguous` leaves alone what is dense from an odd start; a product is new memory.
+        array = mx.contiguous(array) * 1
         mx.eval(array)
     return array
 
@@ -172,6 +174,17 @@ def _strides(found: dlpack.Exported) -> tuple[int, ...] | None:
         for size, step, plain in zip(found.shape, found.strides, usual, strict=True)
     )
     return strides if min(strides) > 0 and strides[-1] == 1 else None
+
+
+def _splits_pairs(found: dlpack.Exported, strides: tuple[int, ...], itemsize: int) -> bool:
+    """Whether rows begin between the two elements of a pair where kernels load pairs.
+
+    They do where the step from row to row is even. What a GPU makes of a pair at an odd element is
+    not defined.
+    """
+    starts = [found.offset // itemsize]
+    starts += [step for size, step in zip(found.shape[:2], strides[:2], strict=True) if size > 1]
+    return strides[2] % 2 == 0 and any(start % 2 for start in starts)
 
 
 def _perform(engine: _Engine, work: _Work) -> None:
