@@ -82,8 +82,9 @@ def run(args: argparse.Namespace) -> int:
             f"Apple{case.family}, 1124 tokens, {case.heads} heads: largest error {result.error:.1e}"
         )
     found = sorted({text for result in checked for text in result.findings})
+    known = simulation.KNOWN | simulation.KNOWN_BEHIND
     for text in found:
-        say(f"checker: {text} ({simulation.KNOWN.get(text, 'NOT KNOWN')})")
+        say(f"checker: {text} ({known.get(text, 'NOT KNOWN')})")
     for text in wrong[:_SHOWN]:
         stdout.print(f"DISAGREES: {text}", markup=False)
     count = len(numbers) + len(checked) + len(scheduled) + len(whole)

@@ -156,6 +156,10 @@ def test_what_disagrees() -> None:
     assert "allowed is" in simulation._judge(SMALL, answer | {"error": float("nan")}).why
     assert simulation._judge(SMALL, answer | {"findings": ["out of bounds"]}).why
     assert not simulation._judge(SMALL, answer | {"findings": list(simulation.KNOWN)}).why
+    behind = answer | {"findings": list(simulation.KNOWN_BEHIND)}
+    assert not simulation._judge(SMALL, behind).why
+    # Where every block of rows is full there is nothing behind the last.
+    assert simulation._judge(replace(SMALL, length_q=simulation.ROWS), behind).why
     unstated = [{"options": "language=2.4 math=fast", "key": "k"}]
     assert "without a stated" in simulation._judge(SMALL, answer | {"origins": unstated}).why
 
