@@ -107,7 +107,7 @@ def test_a_repaired_file_that_changed_has_to_be_read(moving: Upstream, tools: To
     # The overlay now expects the changed file, and keeps everything else.
     again = pin(tools, commit, "--dry-run")
     assert "repaired files that changed: none" in again
-    assert len(overlay.load(tools.folder / "overlay").edits) == 2
+    assert len(overlay.load(tools.folder / "overlay").edits) == 3
 
 
 def test_an_unknown_reference(moving: Upstream, tools: Tools) -> None:
