@@ -189,7 +189,7 @@ static void attend_strip(block *b, size_t strip, size_t first_key)
         .value_dim = p->value_dim,
         .paired = plan->packed.paired,
         .scale = p->scale * MFA_LOG2E,
-        .headroom = plan->headroom,
+        .shrink = plan->shrink,
         .keys_seen = keys,
         .clipped = min < mfa_padded_dim(keys, plan->kernels->lanes),
         .visible = visible,

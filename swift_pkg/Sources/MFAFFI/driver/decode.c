@@ -91,7 +91,7 @@ static void sweep(const part *p)
         .output = p->output,
         .output_step = plan->padded_value_dim,
         .origin = p->origin,
-        .headroom = plan->headroom,
+        .shrink = plan->shrink,
         .sum = p->sum,
         .rows = p->rows,
         .head_dim = problem->head_dim,

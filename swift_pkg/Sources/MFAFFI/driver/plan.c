@@ -84,7 +84,7 @@ bool mfa_plan_make(mfa_plan *plan, const mfa_problem *problem, const mfa_setup *
     plan->units = (size_t)problem->batch * problem->heads_kv;
     plan->rows = (size_t)plan->group * problem->seq_q;
     plan->padded_value_dim = mfa_padded_dim(problem->value_dim, plan->kernels->lanes);
-    plan->headroom = mfa_headroom(problem->seq_kv);
+    plan->shrink = mfa_shrink(problem->seq_kv);
     plan->decodes = mfa_decode_plan_fits(plan);
     choose_threads(plan, setup);
     if (plan->decodes)

@@ -60,7 +60,7 @@ typedef struct {
     uint32_t group; /* query heads per unit */
     size_t units, rows; /* rows: group * seq_q, per unit */
     unsigned padded_value_dim;
-    float headroom; /* of rows' origins */
+    float shrink; /* of rows' weights */
     bool decodes; /* which of the two it is */
     mfa_packed_plan packed;
     mfa_decode_plan split;

@@ -30,8 +30,8 @@ void mfa_row_start(const mfa_plan *plan, mfa_row_place at, float *origin, float 
 {
     const float *sinks = plan->problem->sinks;
     float sink = sinks ? mfa_load_float(sinks + at.head) * MFA_LOG2E : -INFINITY;
-    *origin = sink + plan->headroom;
-    *sum = sink == -INFINITY ? 0.0f : exp2f(-plan->headroom);
+    *origin = sink;
+    *sum = sink == -INFINITY ? 0.0f : plan->shrink;
 }
 
 static float value_at(const unsigned char *at, int precision)

@@ -100,7 +100,7 @@ MFA_INLINE bool weigh_tile(const mfa_strip *s, unsigned tile, block_rows *rows, 
         MFA_UNROLL_FOR (int j = 0; j < vectors; j++)
             highest = v_max(acc[r][j], highest);
     float *weights = s->weights + tile * MFA_NR;
-    if (!converts || v_largest(highest) > MFA_RISE - s->headroom) {
+    if (!converts || v_largest(highest) > MFA_RISE) {
         if (!converts)
             v_store(rows->highest, highest);
         MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++, weights += MFA_MAX_KEY_BLOCK)
@@ -112,7 +112,7 @@ MFA_INLINE bool weigh_tile(const mfa_strip *s, unsigned tile, block_rows *rows, 
     MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++, weights += MFA_MAX_KEY_BLOCK) {
         vf total = v_set1(0.0f);
         MFA_UNROLL_FOR (int j = 0; j < vectors; j++) {
-            vf weight = exp2_vector(acc[r][j]);
+            vf weight = v_mul(exp2_vector(acc[r][j]), v_set1(s->shrink));
             v_store(weights + j * MFA_LANES, weight);
             total = j ? v_add(total, weight) : weight;
         }
@@ -182,6 +182,7 @@ MFA_INLINE vf softmax_row(const mfa_strip *s, int row, unsigned first, unsigned 
     vf total = v_set1(0.0f);
     for (weights += first; weights < stop; weights += MFA_LANES) {
         vf weight = exp2_vector(v_sub(v_load(weights), v_set1(offset)));
+        weight = v_mul(weight, v_set1(s->shrink));
         v_store(weights, weight);
         total = v_add(total, weight);
     }
@@ -211,25 +212,25 @@ MFA_INLINE float move_origin(const mfa_strip *s, int r, unsigned first, unsigned
     const float largest = largest_score(s, r, first, end);
     const float top = rows->base[r] + largest;
     /* Also false for NaN. */
-    if (!(top > -INFINITY) || (known && top <= origin - s->headroom + MFA_RISE))
+    if (!(top > -INFINITY) || (known && top <= origin + MFA_RISE))
         return stays;
-    s->state->origin[r] = top + s->headroom;
+    s->state->origin[r] = top;
     if (!known)
-        return largest + s->headroom;
+        return largest;
     float factor[MFA_LANES];
     v_store(factor, exp2_vector(v_set1(origin - s->state->origin[r])));
     float *weights = s->weights + r * MFA_MAX_KEY_BLOCK;
     multiply(weights, weights + first, v_set1(*factor));
     multiply(rows->totals + r * MFA_LANES, rows->totals + (r + 1) * MFA_LANES, v_set1(*factor));
     rows->scale[r] *= *factor;
-    return largest + s->headroom;
+    return largest;
 }
 
 /* Makes weights of the scores from key `first` on. */
 static void settle(const mfa_strip *s, unsigned first, unsigned end, block_rows *rows)
 {
     const bool stays =
-        s->state->measured && !(v_largest(v_load(rows->highest)) > MFA_RISE - s->headroom);
+        s->state->measured && !(v_largest(v_load(rows->highest)) > MFA_RISE);
     for (int r = 0; r < MFA_MR; r++) {
         /* Where it stays, every base is the row's origin. */
         const float offset = MFA_FUSES || !stays ? move_origin(s, r, first, end, rows) : 0.0f;

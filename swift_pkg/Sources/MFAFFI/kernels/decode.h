@@ -69,13 +69,13 @@ static void decode_softmax(const mfa_decode *f, unsigned row, unsigned visible, 
         v_store(weights + i, score);
     }
     vf before = v_set1(f->origin[row]);
-    vf highest = v_max(v_set1(v_largest(largest) + f->headroom), before);
+    vf highest = v_max(v_set1(v_largest(largest)), before);
     /* A row without keys so far: from a finite number, so that -inf - -inf does not arise. */
     vf origin = v_max(v_set1(-FLT_MAX), highest);
     vf factor = exp2_vector(v_sub(before, origin));
     vf total = v_set1(0.0f);
     for (unsigned i = 0; i < padded; i += MFA_LANES) {
-        vf weight = exp2_vector(v_sub(v_load(weights + i), origin));
+        vf weight = v_mul(exp2_vector(v_sub(v_load(weights + i), origin)), v_set1(f->shrink));
         v_store(weights + i, weight);
         total = v_add(total, weight);
     }

@@ -29,24 +29,26 @@ enum {
 /*
  * Any origin will do for a row as long as nothing overflows, as FlashAttention-4 observed: so a row
  * keeps its origin until a score lies more than this above the one that it was made from. Weights
- * are 2^(score - origin), and the headroom makes the sum of all weights of a row at most 1: then a
- * row of values near the end of the range does not overflow either.
+ * are 2^(score - origin) times a power of two that makes the sum of all weights of a row at most 1:
+ * then a row of values near the end of the range does not overflow either. The power is a factor
+ * and no part of the origin, because scores are summed up from minus the origin: far from 0 that
+ * would cost bits.
  */
 #define MFA_RISE 8.0f
 
-static inline float mfa_headroom(uint32_t keys)
+static inline float mfa_shrink(uint32_t keys)
 {
-    float headroom = MFA_RISE + 1.0f; /* a sink is one key more */
+    float shrink = 0x1p-9f; /* MFA_RISE, and a sink, which is one key more */
     for (; keys; keys >>= 1)
-        headroom += 1.0f;
-    return headroom;
+        shrink *= 0.5f;
+    return shrink;
 }
 
 /* Running state of a strip. */
 typedef struct {
     /*
-     * What weights are measured from: a score of the row, not far below the highest so far, and
-     * `headroom` more; -infinity as long as the row has seen no key.
+     * What weights are measured from: a score of the row, not far below the highest so far;
+     * -infinity as long as the row has seen no key.
      */
     float origin[MFA_MAX_MR];
     float sum[MFA_MAX_MR * MFA_MAX_LANES]; /* per row, `lanes` partial sums */
@@ -79,7 +81,7 @@ typedef struct {
     unsigned head_dim, value_dim;
     bool paired;              /* queries and keys are BF16 pairs; scores still need `scale` */
     float scale;
-    float headroom;
+    float shrink; /* a factor of all weights */
     unsigned keys_seen;       /* by the row that sees most; at most MFA_MAX_KEY_BLOCK */
     bool clipped;             /* some row sees fewer than keys_seen rounded up to `lanes` */
     const uint32_t *visible;  /* [mr] keys of the block that each row sees; used when clipped */
@@ -96,7 +98,7 @@ typedef struct {
     float *output;         /* [rows][output_step], output_step a multiple of `lanes` */
     size_t output_step;
     float *origin, *sum; /* [rows], as in mfa_strip_state */
-    float headroom;
+    float shrink; /* a factor of all weights */
     unsigned rows, count, head_dim, value_dim;
     int precision;
 } mfa_decode;
