@@ -13,7 +13,7 @@ PYTEST_WORKERS ?= 2
 LINT := lint-python lint-imports lint-c lint-swift
 
 .PHONY: help setup demo wheel test lint $(LINT) format types swift-test pytest coverage hooks \
-	install mflux reproduce rehearse clean
+	install mflux test-faults reproduce rehearse clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -117,6 +117,9 @@ pytest: install mflux
 
 coverage: install mflux ## Run the Python tests and report what they reach (build/coverage/html)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --cov --cov-report=term --cov-report=html
+
+test-faults: install ## Attack exit, forks, first use and caches, each many times (minutes)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -s tests/faults/attacks.py
 
 reproduce: setup ## Build twice, with nothing in common but the sources, and compare the bytes
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build_tools reproduce

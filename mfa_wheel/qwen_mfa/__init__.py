@@ -15,6 +15,7 @@ from qwen_mfa.errors import (
     RunError,
     WeightsError,
 )
+from qwen_mfa.firstuse import first_use
 
 TYPE_CHECKING = False  # as type checkers know it, without the cost of importing typing
 if TYPE_CHECKING:
@@ -60,13 +61,14 @@ _PACKAGES = {"integrations": "integrations.mflux", "qwen_image": "qwen_image"}
 def __getattr__(name: str) -> object:
     """Load what is asked for: the operation brings MLX with it, and needs it to work."""
     if name in _LAZY:
-        from importlib import import_module  # noqa: PLC0415
+        with first_use:
+            from importlib import import_module  # noqa: PLC0415
 
-        if name in _NEED_MLX:
-            from qwen_mfa import backend  # noqa: PLC0415
+            if name in _NEED_MLX:
+                from qwen_mfa import backend  # noqa: PLC0415
 
-            backend.require()
-        found: object = getattr(import_module(f"qwen_mfa.{_LAZY[name]}"), name)
+                backend.require()
+            found: object = getattr(import_module(f"qwen_mfa.{_LAZY[name]}"), name)
         globals()[name] = found
         return found
     if name in _PACKAGES:

@@ -1,7 +1,8 @@
 """What a forked child must not inherit: locks that another thread holds, and rights on files.
 
 Only the thread that forks exists in the child. A lock that another one held would stay held there
-for ever, and a locked file would stay locked as long as the child lives.
+for ever, and a locked file would stay locked as long as the child lives. For locks that
+are not ours see `qwen_mfa.firstuse`.
 """
 
 from __future__ import annotations

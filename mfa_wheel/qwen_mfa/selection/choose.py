@@ -11,12 +11,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from qwen_mfa.errors import BackendError
+from qwen_mfa.errors import BackendError, LibraryError
+from qwen_mfa.firstuse import first_use
 from qwen_mfa.kernels import mlx as reference
 from qwen_mfa.native import buffers
 from qwen_mfa.selection import override
@@ -92,6 +94,7 @@ def _decide(problem: Problem, wanted: Policy, may_measure: Callable[[], bool]) -
         return Choice(kernel=reference, reason="there is nothing to compute")
     if wanted.forced == reference.name:
         return Choice(kernel=reference, reason=f"{wanted.source} forces it")
+    _prepare(problem)
     if wanted.forced is not None:
         return _forced(wanted.forced, problem, wanted, may_measure)
     if problem.flops < TINY:
@@ -113,6 +116,19 @@ def _decide(problem: Problem, wanted: Policy, may_measure: Callable[[], bool]) -
             finding = candidates.Finding(kernel=kernel, reason=reason, final=not measure)
         findings.append(finding)
     return _best(tuple(findings))
+
+
+def _prepare(problem: Problem) -> None:
+    """Take what a fork of another thread must not interrupt: imports, library, records."""
+    with first_use:
+        from qwen_mfa.native import library  # noqa: PLC0415 - not for the steady state
+        from qwen_mfa.selection import candidates, decisions  # noqa: PLC0415
+
+        with suppress(LibraryError):
+            library.load()
+        decisions.opened()
+        for kernel in candidates.ALL:
+            kernel.refuses(problem)
 
 
 def _best(findings: tuple[Finding, ...]) -> Choice:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 
+from qwen_mfa import exits
 from qwen_mfa.kernels import mlx as reference
 from qwen_mfa.native.buffers import working_stream
 from qwen_mfa.problem import MLX_DTYPES
@@ -80,5 +81,5 @@ def differentiable(problem: Problem, call: Call, compute: Callable[[Call], mx.ar
     function.vjp(vjp)
     function.jvp(jvp)
     stream = working_stream()
-    with mx.stream(stream) if stream else nullcontext():
+    with exits.inside(), mx.stream(stream) if stream else nullcontext():
         return cast("mx.array", function(*call.arrays()))

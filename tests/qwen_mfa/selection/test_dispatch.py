@@ -265,7 +265,7 @@ import sys
 import qwen_mfa
 assert "mlx.core" not in sys.modules and "cffi" not in sys.modules
 names = {x for x in sys.modules if x.startswith("qwen_mfa")}
-assert names == {"qwen_mfa", "qwen_mfa.errors"}, names
+assert names == {"qwen_mfa", "qwen_mfa.errors", "qwen_mfa.firstuse"}, names
 qwen_mfa.scaled_dot_product_attention
 late = {"qwen_mfa.tuning.measure", "qwen_mfa.validation.validate", "qwen_mfa.selection.store"}
 late |= {"qwen_mfa.machine", "cffi", "ctypes"}

@@ -1,0 +1,1 @@
+"""Attacks that take minutes: `make test-faults`. What takes seconds lies beside its module."""
