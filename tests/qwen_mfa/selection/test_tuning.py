@@ -81,7 +81,7 @@ class Simulation:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[measure.Sample]]:
-    def measure(simulation: Simulation, of: Problem) -> list[measure.Sample]:
+    def taken(simulation: Simulation, of: Problem) -> list[measure.Sample]:
         monkeypatch.setattr(reference, "run", simulation.mlx)
         monkeypatch.setattr(autodiff, "differentiable", lambda *args: args[2](args[1]))
         # Inputs are not looked at: drawing them at full size would only take time.
@@ -90,7 +90,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[measure.Samp
         _, low, high = class_of(of)
         return measure.measure(simulation, (low, high), clock=simulation.clock)
 
-    return measure
+    return taken
 
 
 class _Drawn:
