@@ -43,9 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def fresh_dispatch() -> None:
     """Let no test inherit another's choices or quarantined kernels."""
-    from qwen_mfa.selection import choose
+    from qwen_mfa.selection import session
 
-    choose.reset()
+    session.start()
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ from qwen_mfa.errors import (
     MLXError,
     NativeError,
     QwenMfaError,
+    RefusedError,
     RunError,
+    SettingError,
     WeightsError,
 )
 from qwen_mfa.firstuse import first_use
@@ -20,9 +22,8 @@ from qwen_mfa.firstuse import first_use
 TYPE_CHECKING = False  # as type checkers know it, without the cost of importing typing
 if TYPE_CHECKING:
     from qwen_mfa.attention import scaled_dot_product_attention
-    from qwen_mfa.counters import Stats, stats
     from qwen_mfa.selection.override import use
-    from qwen_mfa.telemetry import Event, subscribe
+    from qwen_mfa.telemetry import Event, Stats, stats, subscribe
 
     __version__: str
 
@@ -34,7 +35,9 @@ __all__ = [
     "MLXError",
     "NativeError",
     "QwenMfaError",
+    "RefusedError",
     "RunError",
+    "SettingError",
     "Stats",
     "WeightsError",
     "__version__",
@@ -47,9 +50,9 @@ __all__ = [
 # Loaded when asked for, so that importing the package costs next to nothing.
 _LAZY = {
     "Event": "telemetry",
-    "Stats": "counters",
+    "Stats": "telemetry",
     "scaled_dot_product_attention": "attention",
-    "stats": "counters",
+    "stats": "telemetry",
     "subscribe": "telemetry",
     "use": "selection.override",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from functools import partial
@@ -10,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from qwen_mfa import counters, telemetry
-from qwen_mfa.kernels import mlx as reference
+from qwen_mfa import telemetry
+from qwen_mfa.kernels import mlx
 from qwen_mfa.kernels.base import Call
 from qwen_mfa.native import buffers
 from qwen_mfa.problem import describe
-from qwen_mfa.selection import choose, override
+from qwen_mfa.selection import choose, session
 from qwen_mfa.transforms import padding
 from qwen_mfa.transforms.autodiff import differentiable, evaluate
 
 if TYPE_CHECKING:
-    from qwen_mfa.problem import Problem
+    from qwen_mfa.selection.override import Policy
 
 
 def scaled_dot_product_attention(
@@ -65,6 +64,8 @@ def scaled_dot_product_attention(
     Source of the semantics: ``mlx/fast.cpp`` of MLX 0.32.
 
     """
+    wanted = choose.policy()
+    known = session.current
     key: object
     try:
         key = (
@@ -73,93 +74,110 @@ def scaled_dot_product_attention(
             None if sinks is None else (sinks.shape, sinks.dtype),
             stream,
             mx.default_device().type,
-            override.current(),
+            wanted,
         )
-        reason = _mlx_because.get(key)
+        choice = known.choices.get(key)
     except (AttributeError, TypeError):  # arguments that MLX rejects
-        key = reason = None
-    if reason is not None:
+        key = choice = None
+    if choice is not None and not telemetry.recorder.subscribers:
         # The steady state where MLX's kernel is chosen: nothing but this look-up is added to it.
-        if telemetry.wanted():
-            problem = describe(q, k, v, mask, sinks)
-            telemetry.emit(telemetry.Event(problem=problem, kernel=reference.name, reason=reason))
-        counters.count(reference.name, reason)
-        return mx.fast.scaled_dot_product_attention(
+        telemetry.count(mlx.name, choice.reason)
+        return mlx.attention(
             q, k, v, scale=scale, mask=mask, sinks=sinks, force_fused=force_fused, stream=stream
         )
-    call = Call(
-        q=q, k=k, v=v, scale=scale, mask=mask, sinks=sinks, force_fused=force_fused, stream=stream
+    if force_fused or not isinstance(scale, (int, float)) or describe(q, k, v, mask, sinks) is None:
+        return _judged_by_mlx(q, k, v, scale, mask, sinks, force_fused, stream)
+    call = Call(q=q, k=k, v=v, scale=scale, mask=mask, sinks=sinks, stream=stream)
+    return _attend(call, wanted, key)
+
+
+def _judged_by_mlx(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    scale: float,
+    mask: mx.array | str | None,
+    sinks: mx.array | None,
+    force_fused: bool,
+    stream: mx.Stream | mx.Device | None,
+) -> mx.array:
+    telemetry.record(describe(q, k, v, mask, sinks), mlx.name, "MLX judges this call")
+    live = buffers.working_stream()
+    if live is not None and not isinstance(stream, mx.Stream):
+        stream = live
+    return mlx.attention(
+        q, k, v, scale=scale, mask=mask, sinks=sinks, force_fused=force_fused, stream=stream
     )
-    return _attend(call, key)
 
 
-# Why MLX computes calls of these shapes, dtypes and so on, whatever the arrays hold.
-_mlx_because: dict[object, str] = {}
-_MOST_KEYS = 4096  # a bound on memory
-choose.when_forgotten(_mlx_because.clear)
-# A forked child takes no short cut: see below.
-os.register_at_fork(after_in_child=_mlx_because.clear)
-
-
-def _attend(call: Call, key: object = None) -> mx.array:
+def _attend(call: Call, wanted: Policy, key: object = None) -> mx.array:
     stream = buffers.working_stream()
     if stream is None:
-        return _dispatch(call, key)
+        return _dispatch(call, wanted, key)
     # In a forked child MLX's default streams are dead, also for what MLX's own kernel computes.
     if isinstance(call.stream, mx.Stream):
-        return _dispatch(call)
+        return _dispatch(call, wanted)
     with mx.stream(stream):
-        return _dispatch(replace(call, stream=None))
+        return _dispatch(replace(call, stream=None), wanted)
 
 
-def _dispatch(call: Call, key: object = None) -> mx.array:
-    problem = describe(call.q, call.k, call.v, call.mask, call.sinks)
-    if problem is None or not isinstance(call.scale, (int, float)) or call.force_fused:
-        return _by_mlx(problem, call, "MLX judges this call")
-    parts = padding.visible_parts(problem, call.mask)
+def _dispatch(call: Call, wanted: Policy, key: object = None) -> mx.array:
+    parts = padding.visible_parts(call)
     if parts is not None:
-        return _without_padding(parts, problem, call)
-    choice = choose.choose(problem, may_measure=lambda: evaluate(call))
-    if choice.kernel is reference:
+        return _without_padding(parts, call, wanted)
+    known = session.current
+    generation = known.generation
+    inputs = _Inputs(call)
+    choice = choose.choose(call.problem, wanted=wanted, may_measure=inputs.are_evaluated)
+    if choice.kernel is mlx:
+        # Whatever the arrays hold; where they hold a mask, it may hide padding next time.
         if choice.final and key is not None and not isinstance(call.mask, mx.array):
-            _remember(key, choice.reason)
-        return _by_mlx(problem, call, choice.reason)
+            known.keep(key, choice, generation)
+        return _by_mlx(call, choice.reason)
     if _is_elsewhere(call.stream):
-        return _by_mlx(problem, call, "the caller's stream is of another device than MLX's default")
-    if not evaluate(call):
-        return _by_mlx(problem, call, "inside mx.compile or mx.vmap, or a lazy foreign input")
-    return differentiable(problem, call, partial(_run, choice, problem))
+        return _by_mlx(call, "the caller's stream is of another device than MLX's default")
+    if not inputs.are_evaluated():
+        return _by_mlx(call, "inside mx.compile or mx.vmap, or a lazy foreign input")
+    return differentiable(call, partial(_run, choice))
 
 
-def _remember(key: object, reason: str) -> None:
-    if len(_mlx_because) >= _MOST_KEYS:
-        _mlx_because.clear()
-    _mlx_because[key] = reason
+class _Inputs:
+    """Evaluates a call's inputs once, when that is asked for."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._possible: bool | None = None
+
+    def are_evaluated(self) -> bool:
+        """Evaluate them, and tell whether that was possible."""
+        if self._possible is None:
+            self._possible = evaluate(self._call)
+        return self._possible
 
 
-def _by_mlx(problem: Problem | None, call: Call, reason: str) -> mx.array:
-    telemetry.record(problem, reference.name, reason)
-    return reference.run(problem, call)
+def _by_mlx(call: Call, reason: str) -> mx.array:
+    telemetry.record(call.problem, mlx.name, reason)
+    return mlx.run(call)
 
 
-def _run(choice: choose.Choice, problem: Problem, call: Call) -> mx.array:
+def _run(choice: choose.Choice, call: Call) -> mx.array:
     start = time.perf_counter()
-    result = choose.run(choice.kernel, problem, call)
-    seconds = time.perf_counter() - start
-    failure = choose.quarantined().get(choice.kernel.name)
-    if failure is None:
-        telemetry.record(problem, choice.kernel.name, choice.reason, seconds)
+    outcome = choose.run(choice.kernel, call)
+    if outcome.failure is None:
+        seconds = time.perf_counter() - start
+        telemetry.record(call.problem, choice.kernel.name, choice.reason, seconds)
     else:
-        telemetry.record(problem, reference.name, f"{choice.kernel.name}: {failure}")
-    return result
+        telemetry.record(call.problem, mlx.name, outcome.failure)
+    return outcome.result
 
 
-def _without_padding(parts: tuple[padding.Part, ...], problem: Problem, call: Call) -> mx.array:
-    telemetry.record(problem, None, "the mask only hides padded keys")
-    if problem.mask == "bool":
-        return padding.attend(parts, call, _attend)
+def _without_padding(parts: tuple[padding.Part, ...], call: Call, wanted: Policy) -> mx.array:
+    telemetry.record(call.problem, None, "the mask only hides padded keys")
+    attend = partial(_attend, wanted=wanted)
+    if call.problem.mask == "bool":
+        return padding.attend(parts, call, attend)
     # An additive mask may be a variable itself: its gradient needs the masked computation.
-    return differentiable(problem, call, lambda call: padding.attend(parts, call, _attend))
+    return differentiable(call, lambda call: padding.attend(parts, call, attend))
 
 
 def _is_elsewhere(stream: mx.Stream | mx.Device | None) -> bool:

@@ -76,3 +76,23 @@ class MLXError(QwenMfaError):
 
 class MetalError(QwenMfaError):
     """Memory or an object of Metal is not what the Metal engine needs it to be."""
+
+
+class SettingError(QwenMfaError):
+    """An environment variable of ours has a value that means nothing.
+
+    Attributes:
+        variable: Its name.
+
+    """
+
+    def __init__(self, variable: str, value: str, wanted: str) -> None:
+        super().__init__(f"{variable}={value}: {wanted}, or unset it")
+        self.variable = variable
+
+
+class RefusedError(QwenMfaError):
+    """A kernel cannot take one call, for what its arrays are and not for what it is itself.
+
+    That call goes to MLX; the kernel goes on being used.
+    """

@@ -1,12 +1,13 @@
-"""Tells subscribers which kernel ran for which problem, and keeps the counters of `stats`."""
+"""Tells subscribers which kernel ran for which problem, and counts it: behind `qwen_mfa.stats`."""
 
 from __future__ import annotations
 
+import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qwen_mfa import counters
+from qwen_mfa.selection import session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,39 +34,115 @@ class Event:
     seconds: float | None = None
 
 
-_subscribers: tuple[Callable[[Event], None], ...] = ()
-_lock = threading.Lock()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stats:
+    """What `qwen_mfa.scaled_dot_product_attention` did in this process so far.
+
+    Attributes:
+        calls: Calls by kernel name. Calls whose padding was removed are not among them, the calls
+            for the keys that were left are.
+        reasons: The same by kernel and reason; ``None`` for removed padding.
+        quarantined: Kernels that failed, with what happened; they are not used any more.
+        parts: What integrations did around attention, by part and what became of it.
+
+    """
+
+    calls: dict[str, int]
+    reasons: dict[tuple[str | None, str], int]
+    quarantined: dict[str, str]
+    parts: dict[tuple[str, str], int] = field(default_factory=dict)
+
+
+class Recorder:
+    """Counts and subscribers of one process.
+
+    Attributes:
+        subscribers: Replaced whole, so that readers need no lock.
+
+    """
+
+    def __init__(self) -> None:
+        self.subscribers: tuple[Callable[[Event], None], ...] = ()
+        self._counts: dict[tuple[str | None, str], int] = {}
+        self._parts: dict[tuple[str, str], int] = {}
+        self._lock = threading.Lock()
+
+    def after_fork(self) -> None:
+        """Take a new lock: another thread of the parent may have held the old one."""
+        self._lock = threading.Lock()
+
+    def subscribe(self, subscriber: Callable[[Event], None]) -> Callable[[], None]:
+        """Call ``subscriber`` with every event; return how to stop that."""
+        with self._lock:
+            self.subscribers = (*self.subscribers, subscriber)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                self.subscribers = tuple(s for s in self.subscribers if s is not subscriber)
+
+        return unsubscribe
+
+    def count(self, kernel: str | None, reason: str) -> None:
+        """Count one call."""
+        with self._lock:
+            self._counts[kernel, reason] = self._counts.get((kernel, reason), 0) + 1
+
+    def count_part(self, part: str, outcome: str, number: int) -> None:
+        """Count what became of a part of an integration."""
+        with self._lock:
+            self._parts[part, outcome] = self._parts.get((part, outcome), 0) + number
+
+    def stats(self) -> Stats:
+        """Return the counts."""
+        with self._lock:
+            reasons, parts = dict(self._counts), dict(self._parts)
+        calls: dict[str, int] = {}
+        for (kernel, _), number in reasons.items():
+            if kernel is not None:
+                calls[kernel] = calls.get(kernel, 0) + number
+        quarantined = dict(session.current.quarantined)
+        return Stats(calls=calls, reasons=reasons, quarantined=quarantined, parts=parts)
+
+
+recorder = Recorder()
+
+
+def start() -> None:
+    """Begin anew: nothing counted, nobody subscribed."""
+    global recorder  # noqa: PLW0603 - the one instance
+    recorder = Recorder()
+
+
+# A hook only: nothing runs until a fork.
+os.register_at_fork(after_in_child=lambda: recorder.after_fork())  # noqa: PLW0108 - the current one then
 
 
 def subscribe(subscriber: Callable[[Event], None]) -> Callable[[], None]:
     """Call ``subscriber`` with every event, on the thread that attends; return how to stop that."""
-    global _subscribers  # noqa: PLW0603 - replaced whole, so that readers need no lock
-    with _lock:
-        _subscribers = (*_subscribers, subscriber)
-
-    def unsubscribe() -> None:
-        global _subscribers  # noqa: PLW0603
-        with _lock:
-            _subscribers = tuple(s for s in _subscribers if s is not subscriber)
-
-    return unsubscribe
+    return recorder.subscribe(subscriber)
 
 
-def wanted() -> bool:
-    """Whether anybody listens."""
-    return bool(_subscribers)
+def stats() -> Stats:
+    """Return what ran how often in this process. `qwen_mfa.subscribe` tells it call by call."""
+    return recorder.stats()
 
 
-def emit(event: Event) -> None:
-    """Hand ``event`` to the subscribers."""
-    for subscriber in _subscribers:
-        subscriber(event)
+def count(kernel: str | None, reason: str) -> None:
+    """Count one call, without an event."""
+    recorder.count(kernel, reason)
+
+
+def count_part(part: str, outcome: str, number: int = 1) -> None:
+    """Count ``number`` times that a part of an integration had this outcome."""
+    recorder.count_part(part, outcome, number)
 
 
 def record(
     problem: Problem | None, kernel: str | None, reason: str, seconds: float | None = None
 ) -> None:
     """Count one call, and tell subscribers, if any."""
-    counters.count(kernel, reason)
-    if _subscribers:
-        emit(Event(problem=problem, kernel=kernel, reason=reason, seconds=seconds))
+    recorder.count(kernel, reason)
+    if recorder.subscribers:
+        event = Event(problem=problem, kernel=kernel, reason=reason, seconds=seconds)
+        for subscriber in recorder.subscribers:
+            subscriber(event)

@@ -17,9 +17,10 @@ from qwen_mfa.cli import advice, info, precision, selftest_metal
 from qwen_mfa.cli.explain import finding_as_json
 from qwen_mfa.cli.table import seconds, table
 from qwen_mfa.errors import BackendError
+from qwen_mfa.kernels import registry
 from qwen_mfa.kernels.metal import device
 from qwen_mfa.problem import Problem
-from qwen_mfa.selection import candidates, choose, decisions
+from qwen_mfa.selection import choose, decisions
 
 if TYPE_CHECKING:
     import argparse
@@ -92,7 +93,7 @@ def examine(*, forget: bool = False) -> Report:
         for finding in choice.findings
     ]
     kept.store.put("written by doctor", None)  # nothing: it shows whether the file can be written
-    names = [kernel.name for kernel in candidates.ALL]
+    names = [name for name in registry.NAMES if name != "mlx"]
     return Report(
         machine=here,
         library=library,

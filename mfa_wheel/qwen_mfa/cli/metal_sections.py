@@ -87,7 +87,7 @@ def shaders_alone(*, quick: bool) -> dict[str, Any]:
                 each = problem(length, length, dtype=dtype, heads=1, dim=16 if quick else 128)
                 if kernel.refuses(each) is None:
                     try:
-                        mx.eval(kernel.run(each, draw(each).call))
+                        mx.eval(kernel.run(draw(each).call))
                     except QwenMfaError as error:
                         failures.append(f"{kernel.name}, {dtype}: {error}")
     return {"shaders": [str(origin) for origin in shaders.origins()], "failures": failures}
@@ -99,12 +99,12 @@ def leak(*, quick: bool) -> dict[str, Any]:
     small = problem(33, 47, mask="additive", dim=16 if quick else 128, heads=2)
     call = draw(small).call
     for _ in range(WARM):
-        mx.eval(metal.accurate.run(small, call))
+        mx.eval(metal.accurate.run(call))
     mx.clear_cache()
     # No peak is forgotten here: the warm-up has reached what a call takes, and a leak goes beyond.
     before, active = peak_resident(), mx.get_active_memory()
     for _ in range(calls):
-        mx.eval(metal.accurate.run(small, call))
+        mx.eval(metal.accurate.run(call))
     mx.clear_cache()
     growth, kept = peak_resident() - before, mx.get_active_memory() - active
     worst = max(growth, kept)

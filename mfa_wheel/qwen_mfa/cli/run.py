@@ -21,14 +21,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_mfa import counters
+from qwen_mfa import telemetry
 from qwen_mfa.cli import precision
 from qwen_mfa.errors import RunError
 from qwen_mfa.integrations import mflux
 from qwen_mfa.integrations.distributed import agreement
 from qwen_mfa.integrations.mflux.together import quiet_worker, versions
 from qwen_mfa.integrations.usage import Usage
-from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.kernels import mlx
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -222,7 +222,7 @@ def describe(usage: Usage, words: list[str], status: int, *, compare: bool) -> d
 def _parts() -> dict[str, dict[str, int]]:
     """Return what became of each part of a step, and how often."""
     found: dict[str, dict[str, int]] = {}
-    for (part, outcome), number in sorted(counters.stats().parts.items()):
+    for (part, outcome), number in sorted(telemetry.stats().parts.items()):
         found.setdefault(part, {})[outcome] = number
     return found
 
@@ -273,7 +273,7 @@ def _summary(usage: Usage, saving: Any) -> str:
     elif not usage.native:
         reason = usage.reasons.most_common(1)
         parts.append(f"nothing gained: {reason[0][0]}" if reason else "nothing gained")
-    if usage.native and usage.kernels[reference.name]:
+    if usage.native and usage.kernels[mlx.name]:
         parts.append(f"MLX for the rest: {usage.reasons.most_common(1)[0][0]}")
     return "; ".join([*parts, *_around_attention(_parts())])
 

@@ -13,19 +13,13 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 
 import qwen_mfa
 from qwen_mfa.cli import device
-from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.kernels import mlx, registry
 from qwen_mfa.kernels.base import Call
-from qwen_mfa.problem import describe
-from qwen_mfa.selection import candidates
-
-if TYPE_CHECKING:
-    from qwen_mfa.problem import Problem
 
 HEADS, HEAD_DIM = 24, 128
 TEXT_TOKENS, PADDED = 100, 37  # the padding is the end of the text
@@ -120,12 +114,12 @@ def take_in_child(request: Request) -> Sample:
 
 
 def _run(kernel: str, call: Call) -> mx.array:
-    native = candidates.named(kernel)
-    if kernel == reference.name:
-        out = reference.run(None, call)
+    native = registry.named(kernel)
+    if kernel == mlx.name:
+        out = mlx.run(call)
     elif native is not None:
         # Itself, whatever dispatch thinks of it: the self-test is there to show its errors.
-        out = native.run(cast("Problem", describe(call.q, call.k, call.v, call.mask)), call)
+        out = native.run(call)
     else:
         out = qwen_mfa.scaled_dot_product_attention(
             call.q, call.k, call.v, scale=call.scale, mask=call.mask

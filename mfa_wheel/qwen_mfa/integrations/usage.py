@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from qwen_mfa import telemetry
-from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.kernels import mlx
 from qwen_mfa.problem import DTYPES
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Usage:
                 self.padding_removed += 1
                 return
             self.kernels[event.kernel] += 1
-            if event.kernel == reference.name:
+            if event.kernel == mlx.name:
                 self.reasons[event.reason] += 1
             elif event.problem is not None and event.seconds is not None:
                 self.native[event.problem] += 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from qwen_mfa.problem import describe
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """The arguments of one call, in MLX's terms.
+    """The arguments of one call that MLX would take, in its terms, and what they amount to.
 
     Attributes:
         q: ``[B, Hq, Sq, D]``.
@@ -22,8 +24,11 @@ class Call:
         scale: Factor on the scores.
         mask: ``None``, ``"causal"`` or an array that broadcasts to ``[B, Hq, Sq, Skv]``.
         sinks: ``None`` or ``[Hq]``.
-        force_fused: Passed on to MLX.
         stream: Passed on to MLX.
+        problem: Describes the arrays.
+
+    Raises:
+        ValueError: MLX would not take these arrays.
 
     """
 
@@ -33,8 +38,15 @@ class Call:
     scale: float
     mask: mx.array | str | None = None
     sinks: mx.array | None = None
-    force_fused: bool = False
     stream: mx.Stream | mx.Device | None = None
+    problem: Problem = field(init=False)
+
+    def __post_init__(self) -> None:
+        problem = describe(self.q, self.k, self.v, self.mask, self.sinks)
+        if problem is None:
+            msg = "these arrays are not those of an attention problem"
+            raise ValueError(msg)
+        object.__setattr__(self, "problem", problem)
 
     def arrays(self) -> list[mx.array]:
         """Return the array arguments, in the order q, k, v, mask, sinks, without absent ones."""
@@ -49,8 +61,8 @@ class Kernel(Protocol):
     Attributes:
         name: What users call it, as in ``QWEN_MFA_BACKEND``.
         roundoff: Unit roundoff of what it keeps between its steps (scores, weights); sums are
-            taken in FP32 by all. The error bounds of its proof are made of it.
-        needs_child_proof: Whether its first proof may end the process (native code, drivers).
+            taken in FP32 by all. The error bounds of its validation are made of it.
+        needs_child_proof: Whether its first validation may end the process (native code, drivers).
 
     """
 
@@ -61,10 +73,11 @@ class Kernel(Protocol):
     def refuses(self, problem: Problem) -> str | None:
         """Return why this kernel cannot take ``problem``, in words, or ``None``."""
 
-    def run(self, problem: Problem, call: Call) -> mx.array:
+    def run(self, call: Call) -> mx.array:
         """Compute. The inputs are evaluated already, and the result is ``[B, Hq, Sq, Dv]``.
 
         Raises:
+            RefusedError: It cannot take this call, for a reason that no `Problem` shows.
             QwenMfaError: The kernel failed; its output must not be used.
 
         """

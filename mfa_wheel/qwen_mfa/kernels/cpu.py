@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from qwen_mfa import forks
-from qwen_mfa.errors import LibraryError
+from qwen_mfa.errors import LibraryError, NativeError, RefusedError
 from qwen_mfa.native import library
 from qwen_mfa.native.buffers import Borrowed, borrow, fresh, is_head_interleaved
 from qwen_mfa.native.ffi import ffi
@@ -22,6 +22,7 @@ roundoff = 2**-24
 needs_child_proof = True
 
 MAX_HEAD_DIM = 1024
+_INVALID_ARGUMENTS = 1
 # mfa_mask_type_t and mfa_mask_scalar_t.
 _MASK_BOOL, _MASK_ADDITIVE = 1, 2
 _SCALARS = {mx.bool_: 0, mx.float16: 1, mx.bfloat16: 2, mx.float32: 3}
@@ -45,8 +46,9 @@ def refuses(problem: Problem) -> str | None:
     return None
 
 
-def run(problem: Problem, call: Call) -> mx.array:
+def run(call: Call) -> mx.array:
     """Compute on the CPU and return a fresh array ``[B, Hq, Sq, Dv]`` of the problem's dtype."""
+    problem = call.problem
     dtype = MLX_DTYPES[problem.dtype]
     q, k, v = (borrow(_as(x, dtype)) for x in (call.q, call.k, call.v))
     shape = (problem.batch, problem.heads_q, problem.seq_q, problem.value_dim)
@@ -63,16 +65,22 @@ def run(problem: Problem, call: Call) -> mx.array:
         setattr(args, f"{field}_strides", x.strides[:3])
     args.input_precision = args.output_precision = PRECISIONS[problem.dtype]
     args.scale = call.scale
-    kept = [_set_mask(args, problem, call, dtype), _set_sinks(args, call)]
+    kept = [_set_mask(args, call, dtype), _set_sinks(args, call)]
     context = _context()
     lib = library.load()
     code = lib.lib.mfa_portable_attention(context.handle, args)
-    lib.check("mfa_portable_attention", code)
+    try:
+        lib.check("mfa_portable_attention", code)
+    except NativeError as error:
+        if error.code == _INVALID_ARGUMENTS:
+            raise RefusedError(str(error)) from error
+        raise
     del kept  # what the engine read stays alive until here
     return out_array
 
 
-def _set_mask(args: Any, problem: Problem, call: Call, dtype: mx.Dtype) -> Borrowed | None:
+def _set_mask(args: Any, call: Call, dtype: mx.Dtype) -> Borrowed | None:
+    problem = call.problem
     if problem.mask == "causal":
         args.causal = _CAUSAL_BOTTOM_RIGHT
     # With finite scores MLX spreads a row that has no key left evenly over all keys; with sinks,
@@ -96,8 +104,6 @@ def _set_sinks(args: Any, call: Call) -> Borrowed | None:
     if call.sinks is None:
         return None
     borrowed = borrow(_as(call.sinks, mx.float32))
-    if borrowed.strides[0] > 1:  # a strided slice; the engine wants [Hq]
-        borrowed = borrow(_evaluated(mx.contiguous(call.sinks.astype(mx.float32))))
     args.sinks = ffi().cast("float *", ffi().cast("void *", borrowed.pointer))
     return borrowed
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.kernels import mlx
 
 if TYPE_CHECKING:
     from qwen_mfa.kernels.base import Call
@@ -36,8 +36,8 @@ roundoff = 2**-11
 needs_child_proof = False  # nothing native but MLX
 
 LARGEST = 2.0**15
-LEAST_VALUE = 2.0**-10
-MOST_KEYS = 1 << 16
+MIN_VALUE = 2.0**-10
+MAX_KEYS = 1 << 16
 _SUBNORMAL = 2.0**-25
 _LOSS = 2.0**-9
 
@@ -50,20 +50,20 @@ def refuses(problem: Problem) -> str | None:
         return f"it is for bfloat16, and this is {problem.dtype}"
     if problem.mask == "additive":
         return "an additive mask may exceed float16's range"
-    if problem.seq_kv > MOST_KEYS:
-        return f"with more than {MOST_KEYS} keys, weights underflow in float16"
+    if problem.seq_kv > MAX_KEYS:
+        return f"with more than {MAX_KEYS} keys, weights underflow in float16"
     if problem.sinks:
         return "sinks may exceed float16's range"
     return None
 
 
-def run(problem: Problem, call: Call) -> mx.array:
+def run(call: Call) -> mx.array:
     """Return the result ``[B, Hq, Sq, Dv]`` in bfloat16, lazily, having waited for magnitudes."""
     inputs = (call.q, call.k, call.v)
-    if any(x.dtype != mx.bfloat16 for x in inputs) or not fits(call, problem.head_dim):
-        return reference.run(problem, call)
+    if any(x.dtype != mx.bfloat16 for x in inputs) or not fits(call, call.problem.head_dim):
+        return mlx.run(call)
     q, k, v = (x.astype(mx.float16) for x in inputs)
-    return reference.run(problem, replace(call, q=q, k=k, v=v)).astype(mx.bfloat16)
+    return mlx.run(replace(call, q=q, k=k, v=v)).astype(mx.bfloat16)
 
 
 def fits(call: Call, head_dim: int) -> bool:
@@ -77,8 +77,5 @@ def fits(call: Call, head_dim: int) -> bool:
     in_range = max(scale, q * most, k, v, head_dim * q * k * most) <= LARGEST
     lost = head_dim * _SUBNORMAL * (scale * (q + k) + k)
     return (
-        all(map(math.isfinite, (q, k, v, scale)))
-        and in_range
-        and lost <= _LOSS
-        and v >= LEAST_VALUE
+        all(map(math.isfinite, (q, k, v, scale))) and in_range and lost <= _LOSS and v >= MIN_VALUE
     )

@@ -58,7 +58,9 @@ def borrow(array: mx.array, *, rows: bool = True) -> Borrowed:
     strides = tuple(
         0 if n == 1 else step // itemsize for n, step in zip(shape, view.strides or (), strict=True)
     )
-    if any(step < 0 for step in strides) or (rows and strides and strides[-1] > 1):
+    # A row that is one broadcast element (stride 0) is no more contiguous than one with gaps.
+    has_rows = not rows or not shape or shape[-1] == 1 or strides[-1] == 1
+    if any(step < 0 for step in strides) or not has_rows:
         copy = mx.contiguous(array)
         mx.eval(copy)
         return borrow(copy, rows=rows)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from qwen_mfa.kernels import cpu, metal, mlx_fp16
 from qwen_mfa.selection import decisions
 from qwen_mfa.selection.decisions import MOST_ATTEMPTS
 from qwen_mfa.tuning import measure
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from qwen_mfa.problem import Problem
     from qwen_mfa.tuning.measure import Sample
 
-# MLX's own, which takes everything, is not in the list.
-ALL: tuple[Kernel, ...] = (metal.accurate, metal.low, cpu, mlx_fp16)
 # Seconds to wait for another process that measures.
 PATIENCE = 60.0
 
@@ -58,11 +55,6 @@ class Finding:
     samples: tuple[Sample, ...] = ()
     gain: float = 0.0
     final: bool = True
-
-
-def named(name: str) -> Kernel | None:
-    """Return the kernel called ``name``, if there is one beside MLX's."""
-    return next((kernel for kernel in ALL if kernel.name == name), None)
 
 
 def recorded(kernel: Kernel, problem: Problem) -> Finding | None:

@@ -9,19 +9,18 @@ measured twice. ``QWEN_MFA_TUNE=0`` relies on what is kept, and on MLX for the r
 from __future__ import annotations
 
 import logging
-import os
-import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from qwen_mfa.errors import BackendError, LibraryError
+from qwen_mfa import settings
+from qwen_mfa.errors import BackendError, LibraryError, RefusedError
 from qwen_mfa.firstuse import first_use
-from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.kernels import mlx, registry
 from qwen_mfa.native import buffers
-from qwen_mfa.selection import override
+from qwen_mfa.selection import override, session
 from qwen_mfa.transforms.autodiff import misfit
 
 if TYPE_CHECKING:
@@ -32,10 +31,8 @@ if TYPE_CHECKING:
     from qwen_mfa.selection.candidates import Finding
     from qwen_mfa.selection.override import Policy
 
-TUNE = "QWEN_MFA_TUNE"
 # Below this many operations an eager kernel's own overhead is all there is to measure.
 TINY = 1 << 20
-_MOST_CHOICES = 4096  # of problems, not of classes: a bound on memory
 
 logger = logging.getLogger("qwen_mfa")
 
@@ -58,17 +55,36 @@ class Choice:
     final: bool = True
 
 
-_choices: dict[tuple[Problem, object, Policy], Choice] = {}
-_quarantined: dict[str, str] = {}
-_lock = threading.Lock()
-_when_forgotten: list[Callable[[], None]] = []
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What became of a call.
+
+    Attributes:
+        result: ``[B, Hq, Sq, Dv]``, the kernel's or MLX's.
+        failure: Why it is MLX's; ``None`` when the kernel computed it.
+
+    """
+
+    result: mx.array
+    failure: str | None = None
 
 
-def choose(problem: Problem, *, may_measure: Callable[[], bool] = lambda: True) -> Choice:
+def policy() -> Policy:
+    """Return what the user wants here: by `override.use`, or by the environment."""
+    return override.of_context.get() or session.current.policy
+
+
+def choose(
+    problem: Problem,
+    *,
+    wanted: Policy | None = None,
+    may_measure: Callable[[], bool] = lambda: True,
+) -> Choice:
     """Return the kernel for ``problem``. The steady state is one dictionary look-up.
 
     Args:
         problem: What is to be computed, on MLX's default device.
+        wanted: What the user wants; `policy` where the caller has not asked yet.
         may_measure: Asked when something would have to be proved or measured first. If it
             returns false, MLX's kernel is chosen for this once.
 
@@ -76,34 +92,34 @@ def choose(problem: Problem, *, may_measure: Callable[[], bool] = lambda: True) 
         BackendError: The user forces a kernel that refuses, failed, or is not proved.
 
     """
-    wanted = override.current()
+    if wanted is None:
+        wanted = policy()
+    known = session.current
     key = (problem, mx.default_device().type, wanted)
-    choice = _choices.get(key)
+    choice = known.choices.get(key)
     if choice is None:
+        generation = known.generation
         choice = _decide(problem, wanted, may_measure)
-        # Another thread may have seen the kernel fail in the meantime.
-        if choice.final and choice.kernel.name not in _quarantined:
-            if len(_choices) >= _MOST_CHOICES:
-                _choices.clear()
-            _choices[key] = choice
+        if choice.final:
+            known.keep(key, choice, generation)
     return choice
 
 
 def _decide(problem: Problem, wanted: Policy, may_measure: Callable[[], bool]) -> Choice:
     if problem.is_empty or problem.head_dim == 0:
-        return Choice(kernel=reference, reason="there is nothing to compute")
-    if wanted.forced == reference.name:
-        return Choice(kernel=reference, reason=f"{wanted.source} forces it")
+        return Choice(kernel=mlx, reason="there is nothing to compute")
+    if wanted.forced == mlx.name:
+        return Choice(kernel=mlx, reason=f"{wanted.source} forces it")
     _prepare(problem)
     if wanted.forced is not None:
         return _forced(wanted.forced, problem, wanted, may_measure)
     if problem.flops < TINY:
-        return Choice(kernel=reference, reason=f"it is tiny: below {TINY} operations")
+        return Choice(kernel=mlx, reason=f"it is tiny: below {TINY} operations")
     from qwen_mfa.selection import candidates  # noqa: PLC0415 - with all that proves and measures
 
-    measure = not _only_recorded() and not buffers.is_forked()
+    measure = settings.current().tunes and not buffers.is_forked()
     findings = []
-    for kernel in candidates.ALL:
+    for kernel in registry.others():
         reason = _why_not(kernel, problem, wanted)
         if reason is not None:
             findings.append(candidates.Finding(kernel=kernel, reason=reason))
@@ -122,12 +138,12 @@ def _prepare(problem: Problem) -> None:
     """Take what a fork of another thread must not interrupt: imports, library, records."""
     with first_use:
         from qwen_mfa.native import library  # noqa: PLC0415 - not for the steady state
-        from qwen_mfa.selection import candidates, decisions  # noqa: PLC0415
+        from qwen_mfa.selection import candidates, decisions  # noqa: F401, PLC0415
 
         with suppress(LibraryError):
             library.load()
         decisions.opened()
-        for kernel in candidates.ALL:
+        for kernel in registry.ALL:
             kernel.refuses(problem)
 
 
@@ -139,13 +155,13 @@ def _best(findings: tuple[Finding, ...]) -> Choice:
         reason = f"proved, and {best.reason}"
         return Choice(kernel=best.kernel, reason=reason, findings=findings, final=final)
     reason = "; ".join(f"{finding.kernel.name}: {finding.reason}" for finding in findings)
-    return Choice(kernel=reference, reason=reason, findings=findings, final=final)
+    return Choice(kernel=mlx, reason=reason, findings=findings, final=final)
 
 
 def _forced(name: str, problem: Problem, wanted: Policy, may_measure: Callable[[], bool]) -> Choice:
     from qwen_mfa.selection import candidates  # noqa: PLC0415 - with all that proves and measures
 
-    kernel = candidates.named(name)
+    kernel = registry.named(name)
     if kernel is None:
         msg = f"{wanted.source} forces kernel {name}, which this version does not have"
         raise BackendError(msg)
@@ -154,7 +170,7 @@ def _forced(name: str, problem: Problem, wanted: Policy, may_measure: Callable[[
         verdict = candidates.proved(kernel, problem)
         if verdict is None:
             if buffers.is_forked() or not may_measure():
-                return Choice(kernel=reference, reason="not proved yet", final=False)
+                return Choice(kernel=mlx, reason="not proved yet", final=False)
             verdict = candidates.prove(kernel, problem)
         if verdict.ok:
             return Choice(kernel=kernel, reason=f"proved, and {wanted.source} forces it")
@@ -169,7 +185,7 @@ def _forced(name: str, problem: Problem, wanted: Policy, may_measure: Callable[[
 def _why_not(kernel: Kernel, problem: Problem, wanted: Policy) -> str | None:
     if kernel.name in wanted.forbidden:
         return f"{wanted.source} forbids it"
-    failed = _quarantined.get(kernel.name)
+    failed = session.current.quarantined.get(kernel.name)
     return failed or kernel.refuses(problem)
 
 
@@ -180,29 +196,29 @@ def _investigated(kernel: Kernel, problem: Problem) -> Finding:
         return candidates.investigate(kernel, problem)
     except Exception as error:  # noqa: BLE001 - a kernel may fail in any way
         _quarantine(kernel, f"while it was measured: {type(error).__name__}: {error}")
-        return candidates.Finding(kernel=kernel, reason=_quarantined[kernel.name])
+        return candidates.Finding(kernel=kernel, reason=session.current.quarantined[kernel.name])
 
 
-def run(kernel: Kernel, problem: Problem, call: Call) -> mx.array:
-    """Run ``kernel``; on failure quarantine it for the process and return MLX's result."""
+def run(kernel: Kernel, call: Call) -> Outcome:
+    """Run ``kernel``; where it refuses or fails, the result is MLX's.
+
+    What it refuses is this one call. When it fails, it is quarantined for the process.
+    """
     try:
-        result = kernel.run(problem, call)
-        flaw = misfit(problem, result)
+        result = kernel.run(call)
+        flaw = misfit(call.problem, result)
+    except RefusedError as error:
+        return Outcome(result=mlx.run(call), failure=f"{kernel.name} refuses this call: {error}")
     except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a result
         flaw = str(error) or type(error).__name__
     if flaw is None:
-        return result
+        return Outcome(result=result)
     _quarantine(kernel, flaw)
-    return reference.run(problem, call)
+    return Outcome(result=mlx.run(call), failure=f"{kernel.name} failed: {flaw}")
 
 
 def _quarantine(kernel: Kernel, reason: str) -> None:
-    with _lock:
-        first = kernel.name not in _quarantined
-        if first:
-            _quarantined[kernel.name] = f"failed in this process ({reason})"
-        _forget_choices()
-    if first:
+    if session.current.quarantine(kernel.name, reason):
         from qwen_mfa.selection import decisions  # noqa: PLC0415 - not for the steady state
 
         decisions.opened().keep_failure(kernel.name, reason)
@@ -214,46 +230,6 @@ def _quarantine(kernel: Kernel, reason: str) -> None:
         )
 
 
-def quarantined() -> dict[str, str]:
-    """Return the kernels that failed in this process, with what happened."""
-    return dict(_quarantined)
-
-
-def when_forgotten(action: Callable[[], None]) -> None:
-    """Call ``action`` whenever choices cease to hold, so that copies of them can be dropped."""
-    _when_forgotten.append(action)
-
-
-def reset() -> None:
-    """Forget choices and quarantines, and read environment and cache again. Meant for tests."""
-    with _lock:
-        _quarantined.clear()
-        _forget_choices()
-    override.forget()
-    from qwen_mfa.selection import decisions  # noqa: PLC0415 - not for the steady state
-
-    decisions.forget()
-
-
-def _forget_choices() -> None:
-    _choices.clear()
-    for action in _when_forgotten:
-        action()
-
-
-def _only_recorded() -> bool:
-    return os.environ.get(TUNE) == "0"
-
-
 def _not_measured() -> str:
-    why = f"{TUNE}=0" if _only_recorded() else "this process was forked"
+    why = "this process was forked" if settings.current().tunes else f"{settings.TUNE}=0"
     return f"not measured yet, and {why}"
-
-
-def _after_fork() -> None:
-    # Another thread of the parent may have held it.
-    global _lock  # noqa: PLW0603
-    _lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork)  # a hook only: nothing runs until a fork

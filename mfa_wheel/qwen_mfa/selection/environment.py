@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from qwen_mfa import machine
+from qwen_mfa import machine, settings
 from qwen_mfa.errors import LibraryError
 from qwen_mfa.native import library
 
@@ -28,7 +27,7 @@ def environment() -> dict[str, Any]:
         "qwen-mfa": ours,
         "library": native,
         # Chooses among the Metal library's shaders, which are proved and measured as they are.
-        "shaders": os.environ.get("QWEN_MFA_SHADER_VARIANT", ""),
+        "shaders": settings.current().shader_variant,
         "system": [here.system, here.release, here.build, here.machine],
         "processor": [here.chip, here.gpu],
         "cpus": here.cpus,

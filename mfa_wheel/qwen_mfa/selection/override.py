@@ -6,20 +6,20 @@ forbids one; several may be forbidden: ``-cpu,-mlx-fp16``. ``auto`` is neither.
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from qwen_mfa import settings
 from qwen_mfa.errors import BackendError
+from qwen_mfa.kernels.registry import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-VARIABLE = "QWEN_MFA_BACKEND"
-NAMES = ("mlx", "mlx-fp16", "cpu", "metal", "metal-low")
+VARIABLE = settings.BACKEND
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)  # by identity: hashed on every call
@@ -38,13 +38,13 @@ class Policy:
     source: str = "default"
 
 
-_current: ContextVar[Policy | None] = ContextVar("policy", default=None)
-_of_environment: Policy | None = None
+# What `use` says in this thread or asynchronous task; what the environment says is the session's.
+of_context: ContextVar[Policy | None] = ContextVar("policy", default=None)
 
 
-def current() -> Policy:
-    """Return the policy of this context, or that of the environment."""
-    return _current.get() or _of_environment or _read()
+def of_environment(text: str) -> Policy:
+    """Read the value of ``QWEN_MFA_BACKEND``."""
+    return parse(text, f"{VARIABLE}={text}")
 
 
 @lru_cache(maxsize=64)
@@ -92,21 +92,8 @@ def use(backend: str) -> Iterator[None]:
     or with arguments that MLX rejects) are MLX's whatever is forced.
 
     """
-    token = _current.set(parse(backend, f"qwen_mfa.use({backend!r})"))
+    token = of_context.set(parse(backend, f"qwen_mfa.use({backend!r})"))
     try:
         yield
     finally:
-        _current.reset(token)
-
-
-def forget() -> None:
-    """Read the environment again at the next call. Meant for tests."""
-    global _of_environment  # noqa: PLW0603
-    _of_environment = None
-
-
-def _read() -> Policy:
-    global _of_environment  # noqa: PLW0603 - read once: the environment costs a microsecond
-    found = parse(os.environ.get(VARIABLE, ""), f"{VARIABLE}={os.environ.get(VARIABLE, '')}")
-    _of_environment = found
-    return found
+        of_context.reset(token)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import mlx.core as mx
 
 from qwen_mfa import exits
-from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.kernels import mlx
 from qwen_mfa.native.buffers import working_stream
 from qwen_mfa.problem import MLX_DTYPES
 
@@ -46,7 +46,7 @@ def misfit(problem: Problem, out: object) -> str | None:
     return None
 
 
-def differentiable(problem: Problem, call: Call, compute: Callable[[Call], mx.array]) -> mx.array:
+def differentiable(call: Call, compute: Callable[[Call], mx.array]) -> mx.array:
     """Run ``compute`` as a custom function, so that gradients are MLX's.
 
     An array made from raw memory is a constant to ``mx.grad``: without this, gradients come out
@@ -61,7 +61,7 @@ def differentiable(problem: Problem, call: Call, compute: Callable[[Call], mx.ar
         return replace(call, q=q, k=k, v=v, mask=mask, sinks=sinks)
 
     def original(*arrays: mx.array) -> mx.array:
-        return reference.run(problem, with_arrays(arrays))
+        return mlx.run(with_arrays(arrays))
 
     def forward(*arrays: mx.array) -> mx.array:
         return compute(with_arrays(arrays))

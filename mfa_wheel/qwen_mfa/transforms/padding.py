@@ -16,23 +16,23 @@ was evaluated before needs no waiting; a lazy one is evaluated, which waits for 
 from __future__ import annotations
 
 import itertools
-import os
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import mlx.core as mx
 
+from qwen_mfa import settings
 from qwen_mfa.native.buffers import working_stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from qwen_mfa.kernels.base import Call
     from qwen_mfa.problem import Problem
 
-SWITCH = "QWEN_MFA_KEEP_PADDING"
 # Below these, shortening (0.1 ms, and a copy of K and V when the visible keys are in two runs) may
 # cost more than it saves. Measured with the portable engine, which skips hidden keys itself: even
 # at 5e9 operations, ahead from there on, and from 2e8 with additive masks. Qwen-Image at 512 x 512
@@ -44,6 +44,19 @@ MAX_ELEMENTS = 1 << 18
 # own minimum is -65504.
 LEAST_HIDING = -60000.0
 MAX_RUNS = 4
+
+
+_kept: ContextVar[bool] = ContextVar("kept", default=False)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keep every mask in this context, to compare with."""
+    token = _kept.set(True)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,21 +96,19 @@ _ENCODINGS = {
 }
 
 
-def visible_parts(
-    problem: Problem, mask: object, *, min_flops: int | None = None
-) -> tuple[Part, ...] | None:
+def visible_parts(call: Call, *, min_flops: int | None = None) -> tuple[Part, ...] | None:
     """Return which keys each row of the batch sees, or ``None`` when the mask must stay.
 
     Args:
-        problem: Describes the call that ``mask`` belongs to.
-        mask: The call's mask, bool or additive, for ``[B, Hq, Sq, Skv]``.
+        call: The call, with a mask for ``[B, Hq, Sq, Skv]`` or none.
         min_flops: Leave smaller problems alone; `MIN_FLOPS` when ``None``.
 
     """
+    problem, mask = call.problem, call.mask
     least = MIN_FLOPS if min_flops is None else min_flops
     if problem.flops < least or not isinstance(mask, mx.array) or not _is_candidate(problem):
         return None
-    if os.environ.get(SWITCH):
+    if _kept.get() or settings.current().keeps_padding:
         return None
     encoding = _ENCODINGS.get(mask.dtype)
     if encoding is None:

@@ -40,7 +40,7 @@ def main(
 
     import mlx.core as mx  # noqa: PLC0415 - the guard comes first
 
-    from qwen_mfa.selection.candidates import named  # noqa: PLC0415 - which imports our parent
+    from qwen_mfa.kernels.registry import named  # noqa: PLC0415
     from qwen_mfa.validation.validate import prove  # noqa: PLC0415
     from qwen_mfa.validation.variants import Variant  # noqa: PLC0415
 

@@ -175,7 +175,7 @@ def _examine(kernel: Kernel, problem: Problem, drawn: Drawn) -> tuple[str | None
     """Run one case; return what is wrong, the largest error, and its share of the bound."""
     before = drawn.digest()
     with guard_zones() as guards:
-        out = kernel.run(problem, drawn.call)
+        out = kernel.run(drawn.call)
         mx.eval(out)
         intact = guards.intact()
     flaw = misfit(problem, out)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_mfa.selection import choose
+from qwen_mfa.selection import session
 
 
 @pytest.fixture(autouse=True)
 def native_kernel(monkeypatch: pytest.MonkeyPatch, fresh_dispatch: None) -> None:
     monkeypatch.setenv("QWEN_MFA_BACKEND", "cpu")
-    choose.reset()
+    session.start()

@@ -16,7 +16,7 @@ from qwen_mfa import cli
 from qwen_mfa.cli import sample, selftest
 from qwen_mfa.kernels import cpu
 from qwen_mfa.native import library
-from qwen_mfa.selection import choose
+from qwen_mfa.selection import session
 
 if TYPE_CHECKING:
     from qwen_mfa.kernels.base import Call
@@ -30,7 +30,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QWEN_MFA_BACKEND")
     monkeypatch.setenv("QWEN_MFA_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("QWEN_MFA_TUNE", "0")  # what dispatch would choose is not the matter here
-    choose.reset()
+    session.start()
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
@@ -74,10 +74,10 @@ def test_selftest_sees_a_wrong_kernel(
 ) -> None:
     right = cpu.run
 
-    def wrong(problem: object, call: Call) -> mx.array:
+    def wrong(call: Call) -> mx.array:
         if fault == "mask ignored":
             return mx.fast.scaled_dot_product_attention(call.q, call.k, call.v, scale=call.scale)
-        out = right(problem, call)  # type: ignore[arg-type]
+        out = right(call)
         if fault == "first head only":
             out = mx.where(mx.arange(out.shape[1])[:, None, None] == 0, out, 0)
         if fault == "a little off":

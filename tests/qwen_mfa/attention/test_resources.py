@@ -84,7 +84,7 @@ seen, real = [], library.load().lib
 object.__setattr__(library.load(), "lib", Recording())
 q = mx.random.normal((1, 4, 300, 64))
 mx.eval(q)
-out = cpu.run(describe(q, q, q), Call(q=q, k=q, v=q, scale=0.125))
+out = cpu.run(Call(q=q, k=q, v=q, scale=0.125))
 
 def attend(function, arguments):
     while True:
@@ -169,7 +169,7 @@ from qwen_mfa.problem import describe
 
 q = mx.random.normal((1, 4, 256, 64))
 mx.eval(q)
-call, problem = Call(q=q, k=q, v=q, scale=0.125), describe(q, q, q)
+call = Call(q=q, k=q, v=q, scale=0.125)
 
 def masks():
     tasks = os.listdir("/proc/self/task")
@@ -177,15 +177,15 @@ def masks():
 
 allowed = os.sched_getaffinity(0)
 before = masks()
-expected = cpu.run(problem, call)
+expected = cpu.run(call)
 helpers = {task: mask for task, mask in masks().items() if task not in before}
 assert helpers, "no helper was started"
 for mask in helpers.values():
     assert mask < allowed and len(mask) == len(allowed) - 1, (mask, allowed)
 os.sched_setaffinity(0, {min(allowed)})  # the caller alone: no helper takes part any more
-assert mx.array_equal(cpu.run(problem, call), expected)
+assert mx.array_equal(cpu.run(call), expected)
 os.sched_setaffinity(0, allowed)
-assert mx.array_equal(cpu.run(problem, call), expected)
+assert mx.array_equal(cpu.run(call), expected)
 """
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import qwen_mfa
-from qwen_mfa.selection import choose
 
 from .problems import Shape, as_numpy, draw
 
@@ -203,7 +202,7 @@ def test_after_fork() -> None:
 def test_after_fork_mlx_s_kernel_answers_too(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its result was left on a stream that never answers in the child."""
     monkeypatch.setenv("QWEN_MFA_BACKEND", "mlx")
-    choose.reset()
+    session.start()
     rows = 2100 if how == "padding" else 200
     q, k, v = draw(Shape(sq=rows, skv=rows))
     options: dict[str, Any] = {"mask": None}

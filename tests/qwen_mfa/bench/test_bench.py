@@ -29,7 +29,7 @@ from qwen_mfa.cli.bench import (
     step,
 )
 from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleave, interleaved
-from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.kernels import mlx
 from qwen_mfa.selection import store
 from qwen_mfa.transforms import padding
 
@@ -96,7 +96,7 @@ def test_contestants_agree(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is timed is right: every contestant's result is MLX's."""
     monkeypatch.setattr(padding, "MIN_FLOPS", 0)  # for a small problem, too
     call = shapes.draw(shapes.parse(TINY), "float32", mask)
-    expected = reference.run(None, call)
+    expected = mlx.run(call)
     taking_part = [n for n, why in contestants.names(call, with_peers=False).items() if not why]
     assert {"mlx", "cpu"} <= set(taking_part)
     assert any(name.endswith(contestants.REMOVED) for name in taking_part) == (mask == "padding")
@@ -108,7 +108,7 @@ def test_contestants_agree(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_numpy_peer_computes_attention() -> None:
     call = shapes.draw(shapes.parse(TINY), "float32", "none")
     out = peers.work("numpy", call)()
-    assert abs(np.array(reference.run(None, call)) - out).max() < 1e-5
+    assert abs(np.array(mlx.run(call)) - out).max() < 1e-5
     assert peers.refusal("numpy", shapes.draw(shapes.parse(TINY), "bfloat16", "none"))
     for name in peers.NEEDED:
         masked = shapes.draw(shapes.parse(TINY), "float32", "padding")

@@ -70,14 +70,14 @@ def mac(
     """A machine with Metal, as far as the package can see."""
     from qwen_mfa.kernels.metal import device, execute
     from qwen_mfa.native import library
-    from qwen_mfa.selection import candidates, choose
+    from qwen_mfa.selection import candidates, session
     from qwen_mfa.validation.validate import Verdict
 
     def forget() -> None:
         execute.reset()
         library.forget()
         device.forget()
-        choose.reset()
+        session.start()
 
     forget()
     values = dict(activate.SYSCTL)

@@ -12,7 +12,7 @@ from qwen_mfa.errors import BackendError
 from qwen_mfa.kernels import metal
 from qwen_mfa.kernels.base import Call
 from qwen_mfa.problem import describe
-from qwen_mfa.selection import candidates, choose
+from qwen_mfa.selection import candidates, choose, session
 from qwen_mfa.validation.child import prove_in_child
 from qwen_mfa.validation.validate import prove
 from qwen_mfa.validation.variants import variant_of
@@ -107,7 +107,7 @@ def test_unforced_it_must_be_measured_faster(
     """The stand-in computes in plain loops: MLX wins, and says so."""
     children("")
     monkeypatch.setenv("QWEN_MFA_BACKEND", "-cpu,-mlx-fp16,-metal-low")
-    choose.reset()
+    session.start()
     q, k, v = draw(Shape(b=1, hq=2, hkv=2, sq=96, skv=96, d=32, dv=32))
     problem = describe(q, k, v)
     assert problem is not None

@@ -60,7 +60,7 @@ def outcome(mac: StandinMac, call: Call) -> set[str]:
     mx.eval(call.arrays())
     found = set()
     try:
-        out = metal.accurate.run(problem, call)
+        out = metal.accurate.run(call)
         assert_exact(out, call)
     except AssertionError:
         found.add(WRONG)
@@ -190,10 +190,10 @@ def test_an_output_that_is_used_again_is_caught(
     mx.eval(first.arrays())
     kept = execute.fresh(SIZES_OF_OUT, mx.float32, interleaved=False)
     monkeypatch.setattr(execute, "fresh", lambda *_, **__: kept)
-    lazy = metal.accurate.run(problem, first) * 1
+    lazy = metal.accurate.run(first) * 1
     second = replace(first, v=first.v + 1)
     mx.eval(second.arrays())
-    metal.accurate.run(problem, second)
+    metal.accurate.run(second)
     with pytest.raises(AssertionError):
         assert_exact(lazy, first)
     del mac
@@ -220,14 +220,14 @@ def test_missing_lock_is_caught(mac: StandinMac, alter: Callable[..., None]) -> 
     problem = describe(call.q, call.k, call.v, call.mask)
     assert problem is not None
     mx.eval(call.arrays())
-    metal.accurate.run(problem, call)
+    metal.accurate.run(call)
     mac.switch(encode_us=20000)
     gate = threading.Barrier(2)
 
     def work() -> None:
         with mx.stream(mx.new_stream(mx.cpu)):
             gate.wait()
-            metal.accurate.run(problem, call)
+            metal.accurate.run(call)
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
@@ -250,7 +250,7 @@ from tests.qwen_mfa.attention.problems import Shape, draw
 {setup}
 q, k, v = draw(Shape(b=1, hq=1, hkv=1, sq=2048, skv=4, d=8, dv=8), mx.float16)
 mx.eval(q, k, v)
-out = metal.accurate.run(describe(q, k, v), Call(q=q, k=k, v=v, scale=0.3))
+out = metal.accurate.run(Call(q=q, k=k, v=v, scale=0.3))
 mx.eval(out)
 print("survived")
 """
@@ -318,5 +318,5 @@ def test_small_buffers_are_an_error_of_ours(
     problem = describe(call.q, call.k, call.v)
     assert problem is not None
     with pytest.raises(MetalError, match="a Metal buffer holds"):
-        metal.accurate.run(problem, call)
+        metal.accurate.run(call)
     assert mac.count("encodes") == 0

@@ -31,7 +31,7 @@ def attend(call: Call, kernel: metal.MetalKernel = metal.accurate) -> mx.array:
     problem = describe(call.q, call.k, call.v, call.mask)
     assert problem is not None
     assert kernel.refuses(problem) is None
-    return kernel.run(problem, call)
+    return kernel.run(call)
 
 
 def masks(shape: Shape) -> dict[str, mx.array | str | None]:
@@ -209,7 +209,7 @@ def test_threads(mac: StandinMac) -> None:
     def work() -> None:
         for _ in range(4):
             with mx.stream(mx.new_stream(mx.cpu)):
-                results.append(np.array(metal.accurate.run(problem, call)))
+                results.append(np.array(metal.accurate.run(call)))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:

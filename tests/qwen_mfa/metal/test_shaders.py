@@ -53,7 +53,7 @@ def test_what_to_do_when_nothing_compiles(mac: StandinMac) -> None:
     problem = describe(work.q, work.k, work.v)
     assert problem is not None
     with pytest.raises(NativeError, match="wheel with a shader pack") as raised:
-        metal.accurate.run(problem, work)
+        metal.accurate.run(work)
     assert "illegal __asm" in str(raised.value)
     assert shaders.origins()[0].place == "failed"
 

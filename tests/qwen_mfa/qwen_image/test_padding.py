@@ -9,7 +9,8 @@ import pytest
 
 import qwen_mfa
 from qwen_mfa import telemetry
-from qwen_mfa.problem import describe
+from qwen_mfa.kernels.base import Call
+from qwen_mfa.selection import session
 from qwen_mfa.transforms import padding
 from qwen_mfa.transforms.padding import Part, visible_parts
 
@@ -61,9 +62,7 @@ def additive(mask: mx.array, dtype: mx.Dtype = mx.float32, low: float | None = N
 
 def parts_of(mask: mx.array, batch: int, queries: int = KEYS) -> tuple[Part, ...] | None:
     q, k, v = qkv(batch, queries=queries)
-    problem = describe(q, k, v, mask)
-    assert problem is not None
-    return visible_parts(problem, mask)
+    return visible_parts(Call(q=q, k=k, v=v, scale=SCALE, mask=mask))
 
 
 def difference(ours: mx.array, theirs: mx.array) -> float:
@@ -124,9 +123,9 @@ def test_parts() -> None:
 def test_values_that_hide(dtype: mx.Dtype, low: float) -> None:
     mask = additive(text_padding(7), dtype, low)
     q, k, v = qkv(1, dtype)
-    problem = describe(q, k, v, mask)
-    assert problem is not None
-    assert visible_parts(problem, mask) == (Part(rows=(0, 1), runs=((0, 7), (20, KEYS))),)
+    assert visible_parts(Call(q=q, k=k, v=v, scale=SCALE, mask=mask)) == (
+        Part(rows=(0, 1), runs=((0, 7), (20, KEYS))),
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,9 +139,7 @@ def test_values_that_hide(dtype: mx.Dtype, low: float) -> None:
 def test_values_that_are_biases(dtype: mx.Dtype, low: float) -> None:
     mask = additive(text_padding(7), dtype, low)
     q, k, v = qkv(1, dtype)
-    problem = describe(q, k, v, mask)
-    assert problem is not None
-    assert visible_parts(problem, mask) is None
+    assert visible_parts(Call(q=q, k=k, v=v, scale=SCALE, mask=mask)) is None
 
 
 def test_negative_zero_is_visible() -> None:
@@ -190,13 +187,12 @@ def test_qwen_image_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = 1024 + 100
     q = mx.zeros((1, 24, tokens, 128), dtype=mx.bfloat16)
     mask = (mx.arange(tokens) < 60) | (mx.arange(tokens) >= 100)
-    problem = describe(q, q, q, mask)
-    assert problem is not None
-    assert visible_parts(problem, mask) is not None
+    assert visible_parts(Call(q=q, k=q, v=q, scale=SCALE, mask=mask)) is not None
 
 
 def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(padding.SWITCH, "1")
+    monkeypatch.setenv("QWEN_MFA_KEEP_PADDING", "1")
+    session.start()
     assert parts_of(text_padding(7), 1) is None
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 from filelock import FileLock
 
-from qwen_mfa import counters
+from qwen_mfa import telemetry
 from qwen_mfa.kernels import cpu
 from qwen_mfa.native import library
-from qwen_mfa.selection import choose
+from qwen_mfa.selection import session
 from qwen_mfa.tuning import measure
 from tests.standins import faulty
 
@@ -32,8 +32,8 @@ def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_dispatch: None) 
     monkeypatch.delenv("QWEN_MFA_BACKEND", raising=False)
     monkeypatch.delenv("QWEN_MFA_TUNE", raising=False)
     monkeypatch.setenv("QWEN_MFA_CACHE_DIR", str(tmp_path / "cache"))
-    choose.reset()
-    counters.reset()
+    session.start()
+    telemetry.start()
     return tmp_path / "cache"
 
 
@@ -58,7 +58,7 @@ def use_faulty(faulty_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         monkeypatch.setenv("QWEN_MFA_LIBRARY", str(faulty_library))
         monkeypatch.setenv("QWEN_MFA_FAULT", fault)
         library.forget()
-        choose.reset()
+        session.start()
 
     yield install
     library.forget()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import qwen_mfa
 from qwen_mfa.problem import Problem
-from qwen_mfa.selection import choose
+from qwen_mfa.selection import choose, session
 from qwen_mfa.tuning import measure
 from qwen_mfa.validation.inputs import draw
 from qwen_mfa.validation.reference import attention_rows
@@ -82,7 +82,7 @@ SETTINGS = settings(
 def no_file(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds of classes: writing them all down again for each would take most of the time."""
     cold.write_text("no folder", encoding="utf-8")
-    choose.reset()
+    session.start()
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 
 import qwen_mfa
-from qwen_mfa import counters, telemetry
+from qwen_mfa import telemetry
 from qwen_mfa.errors import BackendError
-from qwen_mfa.kernels import cpu
-from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.kernels import cpu, mlx
 from qwen_mfa.problem import Problem
-from qwen_mfa.selection import candidates, choose, decisions, override
+from qwen_mfa.selection import candidates, choose, decisions, environment, override, session
 from qwen_mfa.tuning import measure
 from qwen_mfa.validation.inputs import draw
 from tests.qwen_mfa.attention.problems import assert_exact
@@ -91,7 +90,7 @@ def test_policies_that_cannot_be(text: str, says: str, monkeypatch: pytest.Monke
     with pytest.raises(BackendError, match=says), qwen_mfa.use(text):
         pass
     monkeypatch.setenv("QWEN_MFA_BACKEND", text)
-    choose.reset()
+    session.start()
     with pytest.raises(BackendError, match=rf"QWEN_MFA_BACKEND={text}.*{says}"):
         attend(draw(problem()))
 
@@ -107,7 +106,7 @@ def test_forcing(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert choose.choose(problem()).kernel.name == kernel
     assert qwen_mfa.stats().calls == {kernel: 1}
     monkeypatch.setenv("QWEN_MFA_BACKEND", kernel)
-    choose.reset()
+    session.start()
     attend(drawn)
     assert qwen_mfa.stats().calls == {kernel: 2}
     ((_, reason),) = [x for x in qwen_mfa.stats().reasons if "QWEN_MFA_BACKEND" in x[1]]
@@ -128,11 +127,11 @@ def test_a_forced_kernel_that_refuses_raises_with_its_reason() -> None:
 def test_forcing_belongs_to_its_thread() -> None:
     found: list[str] = []
     with qwen_mfa.use("mlx"):
-        thread = threading.Thread(target=lambda: found.append(override.current().source))
+        thread = threading.Thread(target=lambda: found.append(choose.policy().source))
         thread.start()
         thread.join()
     assert "use" not in found[0]
-    assert "use" not in override.current().source
+    assert "use" not in choose.policy().source
 
 
 def test_forbidding(measured: list[tuple[str, Problem]]) -> None:
@@ -142,7 +141,7 @@ def test_forbidding(measured: list[tuple[str, Problem]]) -> None:
         assert choose.choose(of).kernel.name == "mlx-fp16"
     with qwen_mfa.use("-cpu,-mlx-fp16"):
         choice = choose.choose(of)
-    assert choice.kernel is reference
+    assert choice.kernel is mlx
     assert "forbids it" in choice.reason
     assert [name for name, _ in measured] == ["cpu", "mlx-fp16"], "nothing was measured twice"
 
@@ -153,7 +152,7 @@ def test_forbidding(measured: list[tuple[str, Problem]]) -> None:
 def test_nothing_is_measured_twice(measured: list[tuple[str, Problem]], cold: Path) -> None:
     assert choose.choose(problem(100)).kernel is cpu
     assert choose.choose(problem(128)).kernel is cpu  # the same class
-    choose.reset()  # as in a new process
+    session.start()  # as in a new process
     choice = choose.choose(problem(110))
     assert choice.kernel is cpu
     assert choice.reason.startswith("proved, and 2.01 x MLX's speed")
@@ -168,10 +167,10 @@ def test_tune_0_relies_on_records(
 ) -> None:
     choose.choose(problem(100))
     monkeypatch.setenv("QWEN_MFA_TUNE", "0")
-    choose.reset()
+    session.start()
     assert choose.choose(problem(120)).kernel is cpu
     unknown = choose.choose(problem(500))
-    assert unknown.kernel is reference
+    assert unknown.kernel is mlx
     assert "not measured yet, and QWEN_MFA_TUNE=0" in unknown.reason
     assert len(measured) == 1
 
@@ -180,17 +179,17 @@ def test_records_of_another_environment_are_not_used(
     measured: list[tuple[str, Problem]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose.choose(problem(100))
-    real = decisions.environment.environment
+    real = environment.environment
     monkeypatch.setattr(
-        decisions.environment, "environment", lambda: {**real(), "mlx": ["99.0", "mlx-cpu 99"]}
+        environment, "environment", lambda: {**real(), "mlx": ["99.0", "mlx-cpu 99"]}
     )
-    choose.reset()
+    session.start()
     choose.choose(problem(100))
     assert len(measured) == 2
 
 
 def test_the_fingerprint_has_what_decisions_depend_on() -> None:
-    found = decisions.environment.environment()
+    found = environment.environment()
     assert len(found["library"]["sha256"]) == 64
     assert {"isa", "threads"} <= set(found["library"])
     assert {"qwen-mfa", "library", "system", "processor", "cpus", "mlx"} <= set(found)
@@ -208,7 +207,7 @@ def test_malformed_records_count_as_absent(measured: list[tuple[str, Problem]]) 
     kept = decisions.opened().store
     for key in kept.records():
         kept.put(key, {"nonsense": 1})
-    choose.reset()
+    session.start()
     assert choose.choose(problem(100)).kernel is cpu
     assert len(measured) == 2
 
@@ -218,7 +217,7 @@ def test_without_a_writable_home(
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("QWEN_MFA_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    choose.reset()
+    session.start()
     assert choose.choose(problem(100)).kernel is cpu
     assert choose.choose(problem(128)).kernel is cpu
     assert len(measured) == 1
@@ -249,14 +248,10 @@ def test_where_mlx_is_chosen_a_look_up_is_all(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_choices_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "_MOST_CHOICES", 10)
-    monkeypatch.setattr("qwen_mfa.attention._MOST_KEYS", 10)
+    monkeypatch.setattr(session, "MAX_CHOICES", 10)
     for tokens in range(1, 40):
         attend(draw(problem(tokens, heads=1)))
-    assert len(choose._choices) <= 10
-    from qwen_mfa import attention
-
-    assert len(attention._mlx_because) <= 10
+    assert 0 < len(session.current.choices) <= 10
 
 
 def test_imports_bring_only_what_they_need() -> None:
@@ -311,7 +306,7 @@ def test_counters_and_events_agree(
 
 def test_no_count_is_lost_between_threads() -> None:
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: [counters.count("mlx", "x") for _ in range(2000)], range(8)))
+        list(pool.map(lambda _: [telemetry.count("mlx", "x") for _ in range(2000)], range(8)))
     assert qwen_mfa.stats().calls == {"mlx": 16000}
 
 
@@ -397,15 +392,14 @@ def test_killed_while_tuning(cold: Path) -> None:
                     break
             child.send_signal(how)
 
-    for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP):
-        end_one(how)
-    assert list(cold.glob("attempt-*")), "it left no mark"
+    kill_one()
+    key, *_ = candidates.class_of(problem(300))
+    session.start()
+    assert decisions.opened().attempts("cpu", key) == 1
     done = python(COLD)
     assert finished(done.stdout) < 1e-5
     assert "x MLX's speed" in done.stdout
-    assert not list(cold.glob("attempt-*"))
-    key, *_ = candidates.class_of(problem(300))
-    choose.reset()
+    session.start()
     assert decisions.opened().attempts("cpu", key) == 0
 
 
@@ -425,10 +419,10 @@ def test_crashing_twice_while_tuning(cold: Path) -> None:
         assert len(list(cold.glob("attempt-*"))) == 1, deaths
     done = python(COLD)
     assert finished(done.stdout) < 1e-5
-    choose.reset()
+    session.start()
     choice = choose.choose(problem(300))
-    assert choice.kernel is reference
-    assert "2 times, proving or measuring it crashed" in choice.reason
+    assert choice.kernel is mlx
+    assert "2 processes ended while proving or measuring it" in choice.reason
 
 
 def test_interrupting_tuning_is_not_a_death(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,7 +451,7 @@ def test_another_process_that_measures_for_ever(
         start = time.monotonic()
         choice = choose.choose(problem(300))
         assert time.monotonic() - start < 60
-        assert choice.kernel is reference
+        assert choice.kernel is mlx
         assert "another process is measuring" in choice.reason
         assert not choice.final
         child.kill()
@@ -495,7 +489,7 @@ def test_a_forked_child_measures_nothing(measured: list[tuple[str, Problem]]) ->
     if child == 0:
         signal.alarm(60)
         known, unknown = choose.choose(problem(128)), choose.choose(problem(600))
-        good = known.kernel is cpu and unknown.kernel is reference
+        good = known.kernel is cpu and unknown.kernel is mlx
         os._exit(0 if good and "forked" in unknown.reason else 1)
     assert os.waitpid(child, 0)[1] == 0
 

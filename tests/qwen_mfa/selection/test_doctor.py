@@ -12,10 +12,10 @@ from qwen_mfa import cli, machine
 from qwen_mfa.cli import advice, doctor
 from qwen_mfa.cli.bench.dispatch import Line, as_text
 from qwen_mfa.cli.bench.rounds import Spread
-from qwen_mfa.kernels import cpu
+from qwen_mfa.kernels import cpu, registry
 from qwen_mfa.machine import Host
 from qwen_mfa.native import library
-from qwen_mfa.selection import candidates, choose, decisions
+from qwen_mfa.selection import decisions, session
 from qwen_mfa.tuning import measure
 from qwen_mfa.validation.validate import Verdict
 
@@ -170,7 +170,7 @@ def test_doctor_on_a_good_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["advice"] == []
     for shape in report["shapes"].values():
         names = [found["kernel"] for found in shape["candidates"]]
-        assert names == [kernel.name for kernel in candidates.ALL]
+        assert names == [kernel.name for kernel in registry.others()]
         for found in shape["candidates"]:
             if "metal" in found["kernel"]:
                 continue
@@ -188,12 +188,12 @@ def test_doctor_sees_settings_that_slow_down(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QWEN_MFA_BACKEND", "mlx")
-    choose.reset()
+    session.start()
     status, text = run(capsys, "doctor")
     assert status == 1
     assert "1. Unset QWEN_MFA_BACKEND=mlx" in text
     monkeypatch.setenv("QWEN_MFA_BACKEND", "mlx-fp32")  # there is none
-    choose.reset()
+    session.start()
     status, text = run(capsys, "doctor")
     assert status == 2
     assert "BROKEN" in text
@@ -207,7 +207,7 @@ def test_doctor_on_a_broken_library(
     monkeypatch.setenv("QWEN_MFA_TUNE", "0")
     library.forget()
     try:
-        choose.reset()
+        session.start()
         status, text = run(capsys, "doctor")
     finally:
         library.forget()
@@ -245,7 +245,7 @@ def test_doctor_notes_a_bad_cache(
 ) -> None:
     cold.write_text("not a folder", encoding="utf-8")
     monkeypatch.setenv("QWEN_MFA_TUNE", "0")
-    choose.reset()
+    session.start()
     assert "note:" in doctor.as_text(doctor.examine())
     assert doctor.examine().status == 1
 

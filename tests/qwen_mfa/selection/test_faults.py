@@ -10,10 +10,10 @@ import mlx.core as mx
 import pytest
 
 import qwen_mfa
-from qwen_mfa.errors import BackendError
+from qwen_mfa.errors import BackendError, RefusedError
 from qwen_mfa.kernels import cpu
 from qwen_mfa.problem import Problem
-from qwen_mfa.selection import candidates, choose, decisions
+from qwen_mfa.selection import candidates, choose, decisions, session
 from qwen_mfa.validation import child
 from qwen_mfa.validation.inputs import Drawn, draw
 from qwen_mfa.validation.validate import prove
@@ -137,9 +137,9 @@ def test_one_wrong_element_is_enough(dtype: str) -> None:
         name, roundoff, needs_child_proof = "off", cpu.roundoff, False
         refuses = staticmethod(cpu.refuses)
 
-        def run(self, problem: Problem, call: Call) -> mx.array:
-            out = cpu.run(problem, call)
-            error = {"float32": 3e-4, "float16": 0.02, "bfloat16": 0.1}[problem.dtype]
+        def run(self, call: Call) -> mx.array:
+            out = cpu.run(call)
+            error = {"float32": 3e-4, "float16": 0.02, "bfloat16": 0.1}[call.problem.dtype]
             out[0, 1, 7, 3] += error
             return out
 
@@ -213,14 +213,52 @@ def test_failing_later_quarantines(
 
 
 @pytest.mark.usefixtures("measured")
+def test_a_failure_elsewhere_is_not_this_call_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the kernel computes one call, it fails another thread: telemetry tells them apart."""
+    problem = problem_of(Fault(name="concurrent", seq_q=300, seq_kv=300))
+    assert choose.choose(problem).kernel is cpu, choose.choose(problem).reason
+    right = cpu.run
+
+    def run(call: Call) -> mx.array:
+        session.current.quarantine("cpu", "elsewhere")
+        return right(call)
+
+    monkeypatch.setattr(cpu, "run", run)
+    drawn = draw(problem)
+    assert_exact(attend(drawn), drawn.call)
+    assert qwen_mfa.stats().calls == {"cpu": 1}
+    assert choose.choose(problem).kernel is not cpu, "a choice outlived its kernel"
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_refused_call_is_mlx_s_and_changes_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problem_of(Fault(name="refused", seq_q=300, seq_kv=300))
+    assert choose.choose(problem).kernel is cpu, choose.choose(problem).reason
+
+    def run(call: Call) -> mx.array:
+        msg = "not these arrays"
+        raise RefusedError(msg)
+
+    drawn = draw(problem)
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "run", run)
+        assert_exact(attend(drawn), drawn.call)
+    ((kernel, reason),) = qwen_mfa.stats().reasons
+    assert (kernel, reason) == ("mlx", "cpu refuses this call: not these arrays")
+    assert qwen_mfa.stats().quarantined == {}
+    assert_exact(attend(drawn), drawn.call)
+    assert qwen_mfa.stats().calls == {"mlx": 1, "cpu": 1}
+
+
+@pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize("wrong", ["shape", "dtype", "type", "error"])
 def test_impossible_results_quarantine(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_of(Fault(name="wrong", seq_q=300, seq_kv=300))
     assert choose.choose(problem).kernel is cpu, choose.choose(problem).reason
     right = cpu.run
 
-    def run(problem: Problem, call: Call) -> object:
-        out = right(problem, call)
+    def run(call: Call) -> object:
+        out = right(call)
         if wrong == "error":
             raise MemoryError
         return {"shape": out[:, :, :-1], "dtype": out.astype(mx.float16), "type": None}[wrong]

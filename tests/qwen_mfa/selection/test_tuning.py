@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_mfa import machine
-from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.kernels import mlx
 from qwen_mfa.problem import Problem
 from qwen_mfa.transforms import autodiff
 from qwen_mfa.tuning import measure
@@ -62,12 +62,12 @@ class Simulation:
     def refuses(self, problem: Problem) -> str | None:
         return None
 
-    def run(self, problem: Problem, call: Call) -> mx.array:
-        self._pass(problem.flops / self.kernel_rate)
+    def run(self, call: Call) -> mx.array:
+        self._pass(call.problem.flops / self.kernel_rate)
         return mx.zeros((1,))
 
-    def mlx(self, problem: Problem, call: Call) -> mx.array:
-        self.mlx_work.append(problem.flops / self.mlx_rate)
+    def mlx(self, call: Call) -> mx.array:
+        self.mlx_work.append(call.problem.flops / self.mlx_rate)
         self._pass(self.mlx_work[-1])
         return mx.zeros((1,))
 
@@ -81,20 +81,26 @@ class Simulation:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[measure.Sample]]:
-    def taken(simulation: Simulation, of: Problem) -> list[measure.Sample]:
-        monkeypatch.setattr(reference, "run", simulation.mlx)
-        monkeypatch.setattr(autodiff, "differentiable", lambda *args: args[2](args[1]))
+    def run(simulation: Simulation, of: Problem) -> list[measure.Sample]:
+        monkeypatch.setattr(mlx, "run", simulation.mlx)
+        monkeypatch.setattr(autodiff, "differentiable", lambda call, run: run(call))
         # Inputs are not looked at: drawing them at full size would only take time.
-        monkeypatch.setattr(measure, "draw", lambda *_: _Drawn())
+        monkeypatch.setattr(measure, "draw", lambda problem: _Drawn(_Described(problem)))
         monkeypatch.setattr(autodiff, "evaluate", lambda *_: True)
         _, low, high = class_of(of)
         return measure.measure(simulation, (low, high), clock=simulation.clock)
 
-    return taken
+    return run
 
 
+@dataclass
+class _Described:
+    problem: Problem
+
+
+@dataclass
 class _Drawn:
-    call = None
+    call: _Described
 
 
 def test_a_faster_kernel_wins_at_both_ends(measured: Callable[..., list[measure.Sample]]) -> None:
@@ -178,10 +184,10 @@ def test_a_real_kernel_against_itself_does_not_win() -> None:
         def refuses(self, problem: Problem) -> str | None:
             return None
 
-        def run(self, problem: Problem, call: Call) -> mx.array:
-            out = reference.run(problem, call)
+        def run(self, call: Call) -> mx.array:
+            out = mlx.run(call)
             mx.eval(out)
-            mx.eval(reference.run(problem, call))  # and once more: it is slower for certain
+            mx.eval(mlx.run(call))  # and once more: it is slower for certain
             return out
 
     small = problem(heads_q=2, heads_kv=2, seq_q=60, seq_kv=60)

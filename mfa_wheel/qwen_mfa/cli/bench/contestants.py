@@ -12,9 +12,7 @@ import mlx.core as mx
 
 from qwen_mfa.cli.bench import peers
 from qwen_mfa.cli.bench.shapes import Shape, draw
-from qwen_mfa.kernels import mlx as reference
-from qwen_mfa.problem import describe
-from qwen_mfa.selection import candidates
+from qwen_mfa.kernels import mlx, registry
 from qwen_mfa.transforms import padding
 
 if TYPE_CHECKING:
@@ -28,12 +26,9 @@ REMOVED = " (padding removed)"
 
 def names(call: Call, *, with_peers: bool) -> dict[str, str | None]:
     """Return every contestant's name, and why it does not take part, if it does not."""
-    problem = describe(call.q, call.k, call.v, call.mask)
-    if problem is None:
-        return {reference.name: None}
-    found: dict[str, str | None] = {k.name: k.refuses(problem) for k in candidates.ALL}
-    found[reference.name] = None
-    if padding.visible_parts(problem, call.mask) is not None:
+    found = {kernel.name: kernel.refuses(call.problem) for kernel in registry.others()}
+    found[mlx.name] = None
+    if padding.visible_parts(call) is not None:
         found |= {name + REMOVED: reason for name, reason in found.items()}
     if with_peers:
         found |= {name: peers.refusal(name, call) for name in peers.NEEDED}
@@ -48,7 +43,7 @@ def contestant(name: str, call: Call) -> Callable[[], mx.array | Any]:
     attention = _by(kernel)
     if name == kernel:
         return lambda: _evaluated(attention(call))
-    parts = padding.visible_parts(_described(call), call.mask)
+    parts = padding.visible_parts(call)
     if parts is None:
         msg = f"{name}: the mask cannot be removed"
         raise ValueError(msg)
@@ -65,20 +60,16 @@ def prepared(arguments: dict[str, Any]) -> Callable[[], object]:
 
 
 def _by(name: str) -> Callable[[Call], mx.array]:
-    kernel = candidates.named(name)
+    kernel = registry.named(name)
     if kernel is None:
-        return lambda call: reference.run(None, call)
+        return mlx.run
 
     def run(call: Call) -> mx.array:
         # What was cut out of K and V by the removal of padding is lazy still.
         mx.eval(call.arrays())
-        return kernel.run(_described(call), call)
+        return kernel.run(call)
 
     return run
-
-
-def _described(call: Call) -> Any:
-    return describe(call.q, call.k, call.v, call.mask)
 
 
 def _evaluated(array: mx.array) -> mx.array:

@@ -175,7 +175,7 @@ def _compare(
 def _against_kernel(problem: Problem, rounds: int, number: int) -> Rounds:
     kernel, call = choose.choose(problem).kernel, draw(problem).call
     contestants = {
-        DIRECT: lambda: mx.eval(kernel.run(problem, call)),
+        DIRECT: lambda: mx.eval(kernel.run(call)),
         OURS: _evaluated(problem, qwen_mfa.scaled_dot_product_attention),
     }
     return interleave(

@@ -6,7 +6,6 @@ Joint attention of Qwen-Image, text first; the text's tail is padding. Random bf
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,8 @@ from qwen_mfa.cli.bench.common import Progress
 from qwen_mfa.cli.bench.rounds import Spread, interleave
 from qwen_mfa.cli.sample import DTYPES
 from qwen_mfa.cli.table import seconds, table
-from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.kernels import mlx
 from qwen_mfa.kernels.base import Call
-from qwen_mfa.problem import describe
 from qwen_mfa.transforms import padding
 
 if TYPE_CHECKING:
@@ -60,18 +58,15 @@ def run(args: argparse.Namespace) -> int:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Time the four ways in interleaved rounds."""
     call = make_call(args)
-    problem = describe(call.q, call.k, call.v, call.mask)
-    parts = padding.visible_parts(problem, call.mask, min_flops=0) if problem else None
+    parts = padding.visible_parts(call, min_flops=0)
     if parts is None:  # fewer queries than padding.MIN_QUERIES, or switched off
         parts = ()
     ways: dict[str, Callable[[], object]] = {
-        "MLX, masked": lambda: mx.eval(reference.run(None, call)),
+        "MLX, masked": lambda: mx.eval(mlx.run(call)),
         "qwen-mfa, masked": lambda: _masked(call),
     }
     if parts:
-        ways["MLX, removed"] = lambda: mx.eval(
-            padding.attend(parts, call, lambda shorter: reference.run(None, shorter))
-        )
+        ways["MLX, removed"] = lambda: mx.eval(padding.attend(parts, call, mlx.run))
         ways["qwen-mfa, removed"] = lambda: mx.eval(padding.attend(parts, call, _ours))
     progress = Progress()
     rounds = interleave(
@@ -89,7 +84,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "heads": args.heads,
         "head_dim": HEAD_DIM,
         "dtype": args.dtype,
-        "keys": problem.seq_kv if problem else 0,
+        "keys": call.problem.seq_kv,
         "padded": args.text_tokens - args.real,
         "seconds": {name: asdict(rounds.time(name)) for name in ways},
         "masked_over_removed": gains,
@@ -140,8 +135,5 @@ def _ours(call: Call) -> mx.array:
 
 
 def _masked(call: Call) -> None:
-    os.environ[padding.SWITCH] = "1"
-    try:
+    with padding.kept():
         mx.eval(_ours(call))
-    finally:
-        del os.environ[padding.SWITCH]

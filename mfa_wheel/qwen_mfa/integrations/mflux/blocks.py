@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from qwen_mfa import counters
+from qwen_mfa import telemetry
 from qwen_mfa.integrations.mflux import modulation, skeleton
 from qwen_mfa.integrations.mflux.cut import CutError, Halves
 from qwen_mfa.integrations.mflux.records import Record
@@ -89,15 +89,15 @@ class Blocks:
             parameters, structure = skeleton.read(block)
             plan = self._plan(structure, block, arguments)
         if plan is None:
-            counters.count_part(PART, "as mflux runs them: switched off, or nothing that fits")
+            telemetry.count_part(PART, "as mflux runs them: switched off, or nothing that fits")
             result = self.by_host(block, arguments)
         elif plan.trial.running:
             result = plan.trial.run(self, plan, block, arguments)
         elif plan.trial.fused and (plan.proved or self._prove(plan, block, arguments)):
-            counters.count_part(PART, "fused")
+            telemetry.count_part(PART, "fused")
             result = self.cut(plan, block, arguments, parameters)
         else:
-            counters.count_part(PART, f"as mflux runs them: {plan.trial.reason}")
+            telemetry.count_part(PART, f"as mflux runs them: {plan.trial.reason}")
             result = self.by_host(block, arguments)
         if self.options.early_start == "on" or (
             self.options.early_start == "auto" and mx.default_device().type == mx.DeviceType.gpu

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx import nn
 
-from qwen_mfa import counters
+from qwen_mfa import telemetry
 from qwen_mfa.errors import HostError
 from qwen_mfa.integrations.mflux import modulation, skeleton
 
@@ -90,7 +90,7 @@ class Freed:
                 freed += sum(x.nbytes for x in skeleton.read(block[name])[0])
                 block[name] = Gone()  # type: ignore[no-untyped-call]  # mlx.nn is typed in part
         mx.clear_cache()
-        counters.count_part("modulation", "MiB of weights let go", freed >> 20)
+        telemetry.count_part("modulation", "MiB of weights let go", freed >> 20)
         return made
 
     def store(self, arguments: dict[str, Any]) -> modulation.Store:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from qwen_mfa import counters
+from qwen_mfa import telemetry
 from qwen_mfa.errors import HostError
 from qwen_mfa.integrations.mflux import modulation, skeleton
 from qwen_mfa.integrations.mflux.freeing import Freed
@@ -171,17 +171,17 @@ class Passes:
     def in_turn(self, positive: Pass, negative: Pass, guidance: float) -> tuple[mx.array, mx.array]:
         """Compute both passes here, one after the other, without what is redundant."""
         if guidance == 1 and self.options.skip_negative:
-            counters.count_part("negative passes", "skipped: guidance is 1")
+            telemetry.count_part("negative passes", "skipped: guidance is 1")
             # noise + 1 · (noise - noise) is what the host computes from it.
             only = positive.array()
             return only, only
-        counters.count_part("negative passes", "computed")
+        telemetry.count_part("negative passes", "computed")
         if not (self.options.share_modulation and positive.shares_timestep_with(negative)):
             return positive.array(), negative.array()
         store = modulation.Store()
         with modulation.sharing(store):
             both = positive.array(), negative.array()
-        counters.count_part("modulation", "shared by both passes", store.shared)
+        telemetry.count_part("modulation", "shared by both passes", store.shared)
         return both
 
     def _computing(
@@ -204,12 +204,12 @@ class Passes:
             if self.options.precision == "host":
                 return run(transformer, arguments)
             if all(x.dtype == mx.bfloat16 for x in given.values()):
-                counters.count_part("precision", "bfloat16 already")
+                telemetry.count_part("precision", "bfloat16 already")
                 return run(transformer, arguments)
             if not _is_bfloat16(transformer):
-                counters.count_part("precision", "as mflux has it: no bfloat16 weights")
+                telemetry.count_part("precision", "as mflux has it: no bfloat16 weights")
                 return run(transformer, arguments)
-            counters.count_part("precision", "passes in bfloat16")
+            telemetry.count_part("precision", "passes in bfloat16")
             cast = {name: x.astype(mx.bfloat16) for name, x in given.items()}
             found = run(transformer, {**arguments, **cast})
             return found.astype(arguments["hidden_states"].dtype)

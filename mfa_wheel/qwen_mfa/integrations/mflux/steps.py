@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.kernels import mlx
 from qwen_mfa.problem import DTYPES, Problem
 from qwen_mfa.selection import choose
 
@@ -65,7 +65,7 @@ class Step:
         if mx.default_device().type != mx.DeviceType.cpu:
             return False
         problem = _image_attention(instance, args)
-        return problem is not None and choose.choose(problem).kernel is not reference
+        return problem is not None and choose.choose(problem).kernel is not mlx
 
 
 def _image_attention(instance: Any, args: tuple[Any, ...]) -> Problem | None:

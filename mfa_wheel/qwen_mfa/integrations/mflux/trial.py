@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from qwen_mfa import counters
+from qwen_mfa import telemetry
 from qwen_mfa.integrations.mflux import modulation, skeleton
 from qwen_mfa.integrations.mflux.cut import CutError
 
@@ -102,7 +102,7 @@ class Trial:
     def _validate(
         self, blocks: Blocks, plan: Plan, block: nn.Module, arguments: dict[str, Any]
     ) -> Any:
-        counters.count_part("fused blocks", "validated")
+        telemetry.count_part("fused blocks", "validated")
         start = time.perf_counter()
         own = blocks.by_host(block, arguments)
         mx.eval(own)
@@ -142,7 +142,7 @@ class Trial:
             fused = not first[1]
         else:
             first, fused = None, len(self._logs) % 2 == 1
-        counters.count_part("fused blocks", "timed")
+        telemetry.count_part("fused blocks", "timed")
         if modulation.is_shared():
             mx.eval(modulation.of(block, arguments))  # both ways have it for nothing then
         start = time.perf_counter()

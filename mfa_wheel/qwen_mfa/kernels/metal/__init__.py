@@ -44,7 +44,7 @@ class MetalKernel:
 
         return device.refusal() or limits.refusal(problem, self.intermediate)
 
-    def run(self, problem: Problem, call: Call) -> mx.array:
+    def run(self, call: Call) -> mx.array:
         """Compute ``call`` on the GPU; wait for it; return ``[B, H, Sq, D]``.
 
         Raises:
@@ -54,7 +54,7 @@ class MetalKernel:
         """
         from qwen_mfa.kernels.metal import execute  # noqa: PLC0415
 
-        return execute.attention(problem, call, self.intermediate)
+        return execute.attention(call, self.intermediate)
 
 
 # FP32 throughout, with the fast exponential of Metal's fast math: a few units in the last place.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from qwen_mfa.errors import MetalError, NativeError
-from qwen_mfa.kernels import mlx as reference
+from qwen_mfa.kernels import mlx
 from qwen_mfa.kernels.metal import device, dlpack, masks, shaders
 from qwen_mfa.kernels.metal.limits import PRECISIONS
 from qwen_mfa.native import library
@@ -74,7 +74,7 @@ class _Work:
 _engine: _Engine | None = None
 
 
-def attention(problem: Problem, call: Call, intermediate: str) -> mx.array:
+def attention(call: Call, intermediate: str) -> mx.array:
     """Compute ``call``; see `qwen_mfa.kernels.metal.MetalKernel.run`.
 
     Calls with a scale that is not positive and finite are answered by MLX: the scale is not part
@@ -82,7 +82,8 @@ def attention(problem: Problem, call: Call, intermediate: str) -> mx.array:
     """
     if not (isfinite(call.scale) and call.scale > 0):
         # Biases are divided by it; and its running maximum is one of unscaled scores.
-        return reference.run(problem, call)
+        return mlx.run(call)
+    problem = call.problem
     prepared = masks.prepare(call)
     arrays = [_operand(x, _DTYPES[problem.dtype]) for x in (call.q, call.k, call.v)]
     shape = (problem.batch, problem.heads_q, problem.seq_q, problem.value_dim)

@@ -22,7 +22,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 import qwen_mfa
-from qwen_mfa import counters
+from qwen_mfa import telemetry
 from qwen_mfa.errors import HostError
 from qwen_mfa.integrations import mflux
 from qwen_mfa.integrations.mflux import integration, modulation, records, skeleton
@@ -65,7 +65,7 @@ NOTHING = {
 @pytest.fixture(autouse=True)
 def from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test inherit what another found out."""
-    counters.reset()
+    telemetry.start()
     monkeypatch.setattr(integration, "_steps", {})
 
 
