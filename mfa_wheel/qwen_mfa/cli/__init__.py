@@ -12,7 +12,7 @@ import importlib
 import os
 import sys
 
-from qwen_mfa import backend
+from qwen_mfa import backend, settings
 from qwen_mfa.errors import QwenMfaError
 
 TYPE_CHECKING = False  # as type checkers know it, without the cost of importing typing
@@ -100,6 +100,7 @@ def parser_for(words: list[str]) -> argparse.ArgumentParser:
 
 def _run(words: list[str]) -> int:
     args = parser_for(words).parse_args(words)
+    settings.current()  # a typo in a variable is told by every command, first
     if args.command == "doctor" and backend.problem():
         return load(DOCTOR_WITHOUT_MLX).run(args)
     if args.command not in WITHOUT_MLX:

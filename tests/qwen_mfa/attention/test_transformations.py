@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import qwen_mfa
+from qwen_mfa.selection import session
 
 from .problems import Shape, as_numpy, draw
 

@@ -15,7 +15,7 @@ from qwen_mfa.cli.bench.rounds import Spread
 from qwen_mfa.kernels import cpu, registry
 from qwen_mfa.machine import Host
 from qwen_mfa.native import library
-from qwen_mfa.selection import decisions, session
+from qwen_mfa.selection import candidates, decisions, session
 from qwen_mfa.tuning import measure
 from qwen_mfa.validation.validate import Verdict
 

@@ -10,7 +10,7 @@ import pytest
 from mflux.models.qwen.variants.txt2img import qwen_image
 
 import qwen_mfa
-from qwen_mfa import counters
+from qwen_mfa import telemetry
 from qwen_mfa.integrations import mflux
 from qwen_mfa.integrations.mflux import integration
 from tests.qwen_mfa.integrations.mflux.conftest import LAYERS, SIDE, transformer
@@ -61,7 +61,7 @@ def test_both_at_once(run: Callable[[Any, float], mx.array], guidance: float) ->
     with mlx_teacache.apply_teacache(image, **options) as handle:
         alone = run(image, guidance)
         skipped = handle.stats.skipped_count
-        counters.reset()
+        telemetry.start()
         with mflux.enabled(fused_blocks="on"):
             both = run(image, guidance)
         assert handle.stats.skipped_count == 2 * skipped

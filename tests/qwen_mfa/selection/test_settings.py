@@ -1,0 +1,69 @@
+"""Every variable: read once, checked, and a wrong value is named and never a kernel's fault."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+import qwen_mfa
+from qwen_mfa import cli, settings
+from qwen_mfa.errors import SettingError
+from qwen_mfa.selection import session
+
+from .conftest import python
+
+WRONG = [
+    (settings.TUNE, "maybe", "say 0 or 1"),
+    (settings.KEEP_PADDING, "yes", "say 0 or 1"),
+    (settings.NUM_THREADS, "0", "a whole number above 0"),
+    (settings.NUM_THREADS, "-1", "a whole number above 0"),
+    (settings.NUM_THREADS, "abc", "a whole number above 0"),
+    (settings.NUM_THREADS, "1.5", "a whole number above 0"),
+    (settings.ISA, "nonsense", "say one of"),
+    (settings.SHADER_VARIANT, "fastest", "say one of upstream, plain"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value", "wanted"), WRONG)
+def test_a_wrong_value_is_named_by_a_call(
+    variable: str, value: str, wanted: str, monkeypatch: pytest.MonkeyPatch, cold: object
+) -> None:
+    monkeypatch.setenv(variable, value)
+    session.start()
+    q = mx.zeros((1, 4, 128, 64))
+    with pytest.raises(SettingError, match=f"{variable}={value}: {wanted}"):
+        qwen_mfa.scaled_dot_product_attention(q, q, q, scale=0.1)
+    assert not session.current.quarantined
+
+
+@pytest.mark.parametrize(
+    "command", ["doctor", "info", "selftest", "explain 1 4 128 128 64 float32"]
+)
+def test_a_wrong_value_is_named_by_every_command(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(settings.ISA, "nonsense")
+    session.start()
+    assert cli.main(command.split()) == 2
+    captured = capsys.readouterr()
+    assert "QWEN_MFA_ISA=nonsense" in captured.err
+    assert "wrong on this machine" not in captured.out + captured.err
+
+
+def test_nothing_is_recorded_of_a_wrong_value(cold: object) -> None:
+    code = "import mlx.core as mx, qwen_mfa; q = mx.zeros((1, 4, 128, 64)); "
+    code += "qwen_mfa.scaled_dot_product_attention(q, q, q, scale=0.1)"
+    done = python(code, QWEN_MFA_ISA="nonsense")
+    assert "SettingError: QWEN_MFA_ISA=nonsense" in done.stderr
+    assert not hasattr(cold, "glob") or not list(cold.glob("*.json"))
+
+
+def test_right_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {settings.TUNE: "0", settings.KEEP_PADDING: "1", settings.NUM_THREADS: "3"}
+    for variable, value in values.items():
+        monkeypatch.setenv(variable, value)
+    session.start()
+    found = settings.current()
+    assert (found.tunes, found.keeps_padding, found.num_threads) == (False, True, 3)
+    monkeypatch.setenv(settings.TUNE, "1")
+    assert not settings.current().tunes, "it was read twice"
