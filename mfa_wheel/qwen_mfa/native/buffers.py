@@ -120,6 +120,9 @@ def _can_begin_as_copy(
     array = like.array
     if array.shape != shape or array.dtype != dtype or array.nbytes > _COPY_BYTES:
         return False
+    # Of a dimension of size 1 the stride means nothing, yet DLPack refuses a negative one.
+    if min(memoryview(array).strides or (0,)) < 0:  # type: ignore[arg-type]
+        return False
     _, heads, rows, dim = shape
     steps = (dim, heads * dim) if interleaved else (rows * dim, dim)
     wanted = (heads * rows * dim, *steps, 1)

@@ -15,10 +15,10 @@ from .conftest import python
 WRONG = [
     (settings.TUNE, "maybe", "say 0 or 1"),
     (settings.KEEP_PADDING, "yes", "say 0 or 1"),
-    (settings.NUM_THREADS, "0", "a whole number above 0"),
-    (settings.NUM_THREADS, "-1", "a whole number above 0"),
-    (settings.NUM_THREADS, "abc", "a whole number above 0"),
-    (settings.NUM_THREADS, "1.5", "a whole number above 0"),
+    (settings.NUM_THREADS, "0", "say a whole number above 0"),
+    (settings.NUM_THREADS, "-1", "say a whole number above 0"),
+    (settings.NUM_THREADS, "abc", "say a whole number above 0"),
+    (settings.NUM_THREADS, "1.5", "say a whole number above 0"),
     (settings.ISA, "nonsense", "say one of"),
     (settings.SHADER_VARIANT, "fastest", "say one of upstream, plain"),
 ]
