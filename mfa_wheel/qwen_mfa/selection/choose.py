@@ -214,7 +214,7 @@ def run(kernel: Kernel, call: Call) -> Outcome:
     if flaw is None:
         return Outcome(result=result)
     _quarantine(kernel, flaw)
-    return Outcome(result=mlx.run(call), failure=f"{kernel.name} failed: {flaw}")
+    return Outcome(result=mlx.run(call), failure=f"{kernel.name}: failed in this process ({flaw})")
 
 
 def _quarantine(kernel: Kernel, reason: str) -> None:

@@ -124,6 +124,7 @@ PACKAGE_FILES = {
     "selection/environment.py",
     "selection/override.py",
     "selection/records.py",
+    "selection/session.py",
     "selection/store.py",
     "settings.py",
     "telemetry.py",

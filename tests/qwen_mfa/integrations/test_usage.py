@@ -112,7 +112,7 @@ def test_nothing_native_nothing_compared(counted: Usage) -> None:
 
 
 def test_a_failing_kernel_counts_as_mlx(counted: Usage, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(problem: object, call: object) -> mx.array:
+    def fail(call: object) -> mx.array:
         raise NativeError("mfa_portable_attention", 5, "injected")
 
     attend()  # proves the kernel, before it begins to fail
