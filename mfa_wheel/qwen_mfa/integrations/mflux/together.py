@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_mfa import counters
+from qwen_mfa import telemetry
 from qwen_mfa.errors import DistributedError
 from qwen_mfa.integrations.distributed import agreement, group, guidance
 
@@ -79,7 +79,7 @@ class Together:
     def run_both(self, positive: Pass, negative: Pass, scale: float) -> tuple[mx.array, mx.array]:
         """Return both passes' noise, each computed by one rank; see `guidance.Split`."""
         if scale == 1 and self._options.skip_negative:
-            counters.count_part(PART, NOTHING_TO_SPLIT)
+            telemetry.count_part(PART, NOTHING_TO_SPLIT)
             return self._in_turn(positive, negative, scale)
         found = self.split.both(
             (positive, negative),
@@ -87,7 +87,7 @@ class Together:
             picture=positive.arguments["config"],
             facts=lambda: self._facts(positive, negative, scale),
         )
-        counters.count_part(PART, f"split over {self.team.size} ranks")
+        telemetry.count_part(PART, f"split over {self.team.size} ranks")
         return found
 
     def _facts(self, positive: Pass, negative: Pass, scale: float) -> dict[str, Any]:
