@@ -1,0 +1,151 @@
+"""MLX's attention and ours where MLX computes on a GPU: with and without masks, and per call.
+
+    python benchmarks/gpu/attention.py [--rounds N] [--json]
+
+For each length: no mask, a bool mask and an additive one of the inputs' dtype, of which 412 of 512
+text slots are hidden. Both sides run in turn, and what is printed is the median of paired ratios
+(MLX / ours: above 1 is a gain), with its quartiles. Then 60 chained calls of 64 tokens that are
+built and evaluated once, and what ours adds to each of them. Nothing here is a test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+import qwen_mfa
+from qwen_mfa.kernels import mlx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+HEADS, DIM = 24, 128
+SCALE = DIM**-0.5
+SLOTS, USED = 512, 100  # of text
+IMAGES = (1024, 4096, 6889)  # tokens at 512, 1024 and 1328 pixels square
+CALLS, SHORT = 60, 64
+WARM = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Seconds of both sides, and the quartiles of MLX's time over ours."""
+
+    title: str
+    mlx: float
+    ours: float
+    ratio: tuple[float, float, float]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=30, help="pairs of each comparison")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args()
+    lines = [line for image in IMAGES for line in masks(image, args.rounds)]
+    chain = chained(args.rounds)
+    added = (chain.ours - chain.mlx) / CALLS
+    if args.json:
+        facts = {"device": str(mx.default_device()), "info": mx.device_info()}
+        found = [asdict(line) for line in (*lines, chain)]
+        print(json.dumps({**facts, "lines": found, "added": added}, default=str))
+        return
+    print(f"{mx.default_device()}, {mx.device_info()}")
+    for line in (*lines, chain):
+        low, middle, high = line.ratio
+        print(
+            f"{line.title:<28} MLX {line.mlx * 1e3:8.3f} ms  ours {line.ours * 1e3:8.3f} ms  "
+            f"ratio {middle:.2f} ({low:.2f} to {high:.2f})"
+        )
+    print(f"added to each of {CALLS} lazy calls: {added * 1e6:.2f} us")
+    for (kernel, reason), number in qwen_mfa.stats().reasons.items():
+        print(f"{number:6} x {kernel}: {reason[:120]}")
+
+
+def masks(image: int, rounds: int) -> list[Line]:
+    """Compare without a mask and with both kinds of it."""
+    tokens = SLOTS + image
+    q, k, v = operands(tokens)
+    position = mx.arange(tokens)
+    visible = ((position < USED) | (position >= SLOTS))[None, None, None]
+    additive = mx.where(visible, 0.0, -1e9).astype(q.dtype)
+    mx.eval(visible, additive)
+    kinds = {"no mask": None, "bool mask": visible, "additive mask": additive}
+    return [
+        compare(
+            f"{tokens} tokens, {title}",
+            partial(mlx.attention, q, k, v, scale=SCALE, mask=mask),
+            partial(qwen_mfa.scaled_dot_product_attention, q, k, v, scale=SCALE, mask=mask),
+            rounds,
+        )
+        for title, mask in kinds.items()
+    ]
+
+
+def chained(rounds: int) -> Line:
+    """Compare chains of calls, each of which takes the result before it, evaluated at the end."""
+    q, k, v = operands(SHORT)
+
+    def chain(attention: Callable[..., mx.array]) -> mx.array:
+        x = q
+        for _ in range(CALLS):
+            x = attention(x, k, v, scale=SCALE)
+        return x
+
+    return compare(
+        f"{CALLS} lazy calls, {SHORT} tokens",
+        lambda: chain(mlx.attention),
+        lambda: chain(qwen_mfa.scaled_dot_product_attention),
+        rounds,
+    )
+
+
+def operands(tokens: int) -> Sequence[mx.array]:
+    """Draw q, k and v in bfloat16."""
+    shape = (1, HEADS, tokens, DIM)
+    keys = mx.random.split(mx.random.key(1), 3)
+    drawn = [mx.random.normal(shape, key=key).astype(mx.bfloat16) for key in keys]
+    mx.eval(drawn)
+    return drawn
+
+
+def compare(
+    title: str, theirs: Callable[[], mx.array], ours: Callable[[], mx.array], rounds: int
+) -> Line:
+    """Run both in turn, each pair in the other order, after some that do not count."""
+    for _ in range(WARM):
+        mx.eval(theirs())
+        mx.eval(ours())
+    pairs = []
+    for number in range(rounds):
+        if number % 2:
+            second = seconds(ours)
+            pairs.append((seconds(theirs), second))
+        else:
+            pairs.append((seconds(theirs), seconds(ours)))
+    low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
+    return Line(
+        title=title,
+        mlx=statistics.median(a for a, _ in pairs),
+        ours=statistics.median(b for _, b in pairs),
+        ratio=(low, middle, high),
+    )
+
+
+def seconds(work: Callable[[], mx.array]) -> float:
+    """Return the time of one run, its evaluation included."""
+    start = time.perf_counter()
+    mx.eval(work())
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
