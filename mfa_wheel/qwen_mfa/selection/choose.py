@@ -143,7 +143,7 @@ def _prepare(problem: Problem) -> None:
         with suppress(LibraryError):
             library.load()
         decisions.opened()
-        for kernel in registry.ALL:
+        for kernel in registry.others():
             kernel.refuses(problem)
 
 
