@@ -229,8 +229,7 @@ MFA_INLINE float move_origin(const mfa_strip *s, int r, unsigned first, unsigned
 /* Makes weights of the scores from key `first` on. */
 static void settle(const mfa_strip *s, unsigned first, unsigned end, block_rows *rows)
 {
-    const bool stays =
-        s->state->measured && !(v_largest(v_load(rows->highest)) > MFA_RISE);
+    const bool stays = s->state->measured && !(v_largest(v_load(rows->highest)) > MFA_RISE);
     for (int r = 0; r < MFA_MR; r++) {
         /* Where it stays, every base is the row's origin. */
         const float offset = MFA_FUSES || !stays ? move_origin(s, r, first, end, rows) : 0.0f;
