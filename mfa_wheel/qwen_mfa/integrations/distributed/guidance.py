@@ -6,7 +6,6 @@ goes on with is the same array, bit for bit the one that a single process would 
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,8 +23,6 @@ PASSES = 2
 # A rank may be slower than another by this factor before it is taken to hang, and by LEAST seconds.
 PATIENCE = 20.0
 LEAST = 60.0
-
-logger = logging.getLogger("qwen_mfa")
 
 
 class Pass(Protocol):

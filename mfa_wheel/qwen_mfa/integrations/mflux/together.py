@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import logging
 import os
 import sys
 from contextlib import contextmanager
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 PART = "guidance over ranks"
 NOTHING_TO_SPLIT = "nothing to split: guidance is 1, and every rank computes the whole picture"
-
-logger = logging.getLogger("qwen_mfa")
 
 
 class Membership:
