@@ -60,7 +60,7 @@ def test_older_processors(gcc: str, processor: str, tmp_path: Path) -> None:
     emulator = shutil.which("qemu-x86_64")
     if emulator is None:
         pytest.skip("qemu-x86_64 is not installed (Debian: qemu-user)")
-    program = compile_test(gcc, tmp_path / "engine_test", "-O3")
+    program = compile_test(gcc, tmp_path / "engine_test", "-O3", "-DEMULATOR_FLUSHES_HALVES")
     expected = "avx2" if processor == "Haswell" else "generic"
     for mode in MODES[:3]:
         assert f"isa={expected} " in run([emulator, "-cpu", processor, str(program), *mode])

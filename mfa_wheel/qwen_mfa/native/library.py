@@ -18,7 +18,7 @@ from typing import Any
 from qwen_mfa import files, forks
 from qwen_mfa.errors import LibraryError, NativeError
 from qwen_mfa.native.ffi import ffi
-from qwen_mfa.native.preflight import MOST_BYTES, why_not_loadable
+from qwen_mfa.native.preflight import MAX_BYTES, why_not_loadable
 
 OVERRIDE = "QWEN_MFA_LIBRARY"
 NATIVE = Path(__file__).parent.parent / "_native"
@@ -43,7 +43,7 @@ REQUIRED = (
 PORTABLE = ("mfa_portable_attention", "mfa_portable_describe")
 ABI_VERSION = (1, 0, 0)
 PORTABLE_ABI = "1"
-_MOST_OF_MANIFEST = 16 << 20
+_MAX_MANIFEST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +199,7 @@ def _open() -> Library:
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads(files.read(path, _MOST_OF_MANIFEST))
+        manifest: dict[str, Any] = json.loads(files.read(path, _MAX_MANIFEST_BYTES))
         named = (manifest["library"]["file"], manifest["library"]["sha256"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise LibraryError(path, f"the manifest cannot be used ({error!r})", REINSTALL) from error
@@ -209,7 +209,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(files.read(path, MOST_BYTES)).hexdigest()
+    return hashlib.sha256(files.read(path, MAX_BYTES)).hexdigest()
 
 
 def _opened(path: Path, origin: str, manifest: dict[str, Any], remedy: str) -> Library:

@@ -16,7 +16,7 @@ from qwen_mfa import files
 if TYPE_CHECKING:
     from pathlib import Path
 
-MOST_BYTES = 256 << 20  # ours have some 200 KiB; with debugging information, 20 MiB
+MAX_BYTES = 256 << 20  # ours have some 200 KiB; with debugging information, 20 MiB
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 _MACHO_CPUS = {0x01000007: "x86_64", 0x0100000C: "arm64"}
 _MACHO_MAGIC_64 = 0xFEEDFACF
@@ -28,7 +28,7 @@ _SAME = {"arm64": "aarch64", "amd64": "x86_64"}
 def why_not_loadable(path: Path) -> str | None:
     """Return why this process cannot load ``path``, or ``None`` if nothing speaks against it."""
     try:
-        data = files.read(path, MOST_BYTES)
+        data = files.read(path, MAX_BYTES)
     except OSError as error:
         return f"it cannot be read ({error.strerror or error})"
     if not data:

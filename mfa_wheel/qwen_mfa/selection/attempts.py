@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from qwen_mfa.selection.store import Store
 
-_MOST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ def marked(store: Store, key: str) -> Iterator[Death]:
 
 def _death(name: str, place: int) -> Death:
     try:
-        boot, _, trace = files.read(name, _MOST_BYTES, folder=place).decode().partition("\n")
+        boot, _, trace = files.read(name, _MAX_BYTES, folder=place).decode().partition("\n")
     except FileNotFoundError:
         return Death()
     except (OSError, UnicodeDecodeError):  # none of ours

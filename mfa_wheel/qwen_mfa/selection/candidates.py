@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from qwen_mfa.selection import decisions
-from qwen_mfa.selection.decisions import MOST_ATTEMPTS
+from qwen_mfa.selection.decisions import MAX_ATTEMPTS
 from qwen_mfa.tuning import measure
 from qwen_mfa.validation.child import prove_in_child
 from qwen_mfa.validation.validate import Verdict
@@ -107,7 +107,7 @@ def investigate(kernel: Kernel, problem: Problem) -> Finding:
             return Finding(kernel=kernel, reason="another process is measuring", final=False)
         with kept.attempt(kernel.name, key) as death:
             attempts = kept.attempts(kernel.name, key)
-            if attempts >= MOST_ATTEMPTS:
+            if attempts >= MAX_ATTEMPTS:
                 reason = f"{attempts} times, proving or measuring it crashed or gave no answer"
                 return Finding(kernel=kernel, reason=reason)
             careful = death.happened or attempts > 0

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # After so many crashes while a class was proved or measured, or proofs without an answer, no other
 # process tries.
-MOST_ATTEMPTS = 2
+MAX_ATTEMPTS = 2
 # Far beyond what is ever measured: the exponential of this is 8e13.
-_MOST_GAIN = 32.0
+_MAX_GAIN = 32.0
 _HUGE = 1e99
 
 
@@ -133,7 +133,7 @@ def _finite(error: float) -> float:
 
 def _is_sane(sample: Sample) -> bool:
     times = sample.seconds > 0 and sample.seconds_mlx > 0 and sample.pairs > 0
-    return times and abs(sample.gain) <= _MOST_GAIN and 0 <= sample.noise <= _MOST_GAIN
+    return times and abs(sample.gain) <= _MAX_GAIN and 0 <= sample.noise <= _MAX_GAIN
 
 
 _lock = forks.lock()

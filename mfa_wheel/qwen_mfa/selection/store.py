@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FOLDER = "QWEN_MFA_CACHE_DIR"
 SCHEMA = 1
-MOST_BYTES = 4 << 20  # a record has some 300
+MAX_BYTES = 4 << 20  # a record has some 300
 _LOCK_POLL = 0.02
 _WRITE_PATIENCE = 5.0
 
@@ -176,7 +176,7 @@ class Store:
 
     def _read(self, place: int) -> dict[str, dict[str, Any]]:
         try:
-            text = files.read(self.path.name, MOST_BYTES, folder=place).decode()
+            text = files.read(self.path.name, MAX_BYTES, folder=place).decode()
         except FileNotFoundError:
             return {}
         except OSError as error:

@@ -42,7 +42,7 @@ MIN_FLOPS = 5_000_000_000
 MAX_ELEMENTS = 1 << 18
 # A key with this bias would have to score 60000 above the best visible one to matter; float16's
 # own minimum is -65504.
-LEAST_HIDING = -60000.0
+MIN_HIDING = -60000.0
 MAX_RUNS = 4
 
 
@@ -78,7 +78,7 @@ class _Encoding:
     """How a dtype's bits, read as unsigned integers, say visible and hidden.
 
     Negative floating-point numbers of growing size have growing bit patterns, so that a range of
-    integers is a range of numbers: here from `LEAST_HIDING` to minus infinity.
+    integers is a range of numbers: here from `MIN_HIDING` to minus infinity.
     """
 
     code: Literal["B", "H", "I"]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 BUDGET = 0.8  # seconds for one end of a class
 PERSISTENCE = 3  # times that, where the kernel seems faster and noise leaves it in doubt
-LEAST_PAIRS, MOST_PAIRS = 7, 40
+MIN_PAIRS, MAX_PAIRS = 7, 40
 DOUBT = 0.01  # seven pairs of seven are beyond it: 2^-7
 CLEAR = math.log(1.5)  # when all pairs say so, the least number of them is enough
 FLOOR = 0.02
@@ -117,7 +117,7 @@ def _compare(kernel: Kernel, end: Problem, budget: float, clock: Callable[[], fl
     run = _runner(kernel, first, clock)
     run()
     pair = sum(run())
-    affordable = budget / (LEAST_PAIRS + 2)
+    affordable = budget / (MIN_PAIRS + 2)
     if first != end and pair * end.flops / first.flops > affordable:
         chosen = shrink(end, max(first.flops, int(first.flops * affordable / pair)))
     else:
@@ -160,12 +160,12 @@ def _pairs(
 ) -> list[tuple[float, float]]:
     start = clock()
     pairs: list[tuple[float, float]] = []
-    while len(pairs) < MOST_PAIRS:
+    while len(pairs) < MAX_PAIRS:
         pairs.append(run(mlx_first=len(pairs) % 2 == 1))
         logs = [math.log(theirs / ours) for ours, theirs in pairs]
-        if len(pairs) < LEAST_PAIRS:
+        if len(pairs) < MIN_PAIRS:
             continue
-        # A clock that jumps ends this too early or after MOST_PAIRS, never later.
+        # A clock that jumps ends this too early or after MAX_PAIRS, never later.
         spent = clock() - start
         if min(logs) > CLEAR or max(logs) < -CLEAR or not 0 <= spent < PERSISTENCE * budget:
             break

@@ -146,7 +146,7 @@ def test_the_cost_is_bounded(
     first = measure._FIRST_LOOK / rate
     ends = len(samples)
     # Twice the budget: the pair that crosses the line, and the warm runs.
-    assert simulation.now <= ends * (2 * measure.BUDGET + 2 * (measure.LEAST_PAIRS + 3) * first)
+    assert simulation.now <= ends * (2 * measure.BUDGET + 2 * (measure.MIN_PAIRS + 3) * first)
     assert max(simulation.mlx_work) <= max(measure.BUDGET / 5, 2 * first)
     if any(sample.reduced for sample in samples):
         assert ends == 1, "the other end would have been reduced to the same"
@@ -170,7 +170,7 @@ def test_a_clock_that_jumps(
         jumps = (*itertools.repeat(0.0, at), jump)
         rates = {"kernel_rate": faster * 1e13, "mlx_rate": 1e13}
         samples = measured(Simulation(**rates, noise=0.01, jumps=jumps), problem())
-        assert all(sample.pairs <= measure.MOST_PAIRS for sample in samples)
+        assert all(sample.pairs <= measure.MAX_PAIRS for sample in samples)
         if faster < 1:
             assert not all(sample.wins for sample in samples)
 

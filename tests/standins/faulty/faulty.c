@@ -16,7 +16,7 @@
 mfa_error_t faulty_passed_on(mfa_context_t context, const mfa_portable_args_t *args);
 
 enum { BOOL = 1, ADDITIVE = 2 };
-enum { MOST_SEEN = 4096 };
+enum { MAX_SEEN = 4096 };
 
 static const char *fault_of_now;
 
@@ -134,7 +134,7 @@ static void dense(int64_t strides[3], uint32_t heads, uint32_t rows, uint32_t di
 
 /* ---- memory of earlier calls ---- */
 
-static uint32_t seen[MOST_SEEN][2];
+static uint32_t seen[MAX_SEEN][2];
 static size_t seen_count;
 static unsigned char *kept;
 static size_t kept_bytes;
@@ -144,7 +144,7 @@ static int is_first_of_its_lengths(const mfa_portable_args_t *a)
     for (size_t i = 0; i < seen_count; i++)
         if (seen[i][0] == a->seq_q && seen[i][1] == a->seq_kv)
             return 0;
-    if (seen_count < MOST_SEEN) {
+    if (seen_count < MAX_SEEN) {
         seen[seen_count][0] = a->seq_q;
         seen[seen_count++][1] = a->seq_kv;
     }

@@ -30,7 +30,7 @@ AGAIN = "mlx, again"
 PROBE_LENGTH = 256
 SETTLE = 0.15
 LEAST = 0.02  # seconds: what is quicker is timed several times in a row
-MOST_REPEATS = 1000
+MAX_REPEATS = 1000
 SURELY_QUICK = 0.5  # seconds
 
 
@@ -193,7 +193,7 @@ def _field(
 
 
 def _repeats(seconds: float) -> int:
-    return max(1, min(MOST_REPEATS, round(LEAST / seconds))) if seconds else 1
+    return max(1, min(MAX_REPEATS, round(LEAST / seconds))) if seconds else 1
 
 
 def _entry(

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from qwen_mfa.integrations.mflux.options import Options
 
 PART = "fused blocks"
-MOST_STRUCTURES = 16
-MOST_PLANS = 64
+MAX_STRUCTURES = 16
+MAX_PLANS = 64
 _MASK, _NUMBER = Opaque("encoder_hidden_states_mask"), Opaque("block_idx")
 _HANDED_ON = {"encoder_hidden_states_mask": _MASK, "block_idx": _NUMBER, **modulation.TOKENS}
 NAMES = (
@@ -185,7 +185,7 @@ class Blocks:
                 if name in _HANDED_ON or value is None
             }
             halves = Halves(self.original, block, modulation.stubs, static)
-            if len(self._plans) >= MOST_PLANS:
+            if len(self._plans) >= MAX_PLANS:
                 self._plans.pop(next(iter(self._plans)))
             return self._plans.setdefault(key, Plan(halves=halves, trial=trial))
 
@@ -194,7 +194,7 @@ class Blocks:
             if known == structure:
                 return number
         with self._lock:
-            if len(self._structures) >= MOST_STRUCTURES:
+            if len(self._structures) >= MAX_STRUCTURES:
                 return None
             self._structures.append(structure)
             return len(self._structures) - 1

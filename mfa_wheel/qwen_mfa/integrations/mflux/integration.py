@@ -122,11 +122,11 @@ _lock = threading.RLock()
 _integration: _Integration | None = None
 # What was traced and found out under the latest options: enabling them again starts from there.
 _steps: dict[Options, QwenStep] = {}
-_MOST_STEPS = 16
+_MAX_STEPS = 16
 
 
 def _keep(step: QwenStep) -> None:
-    if len(_steps) >= _MOST_STEPS:
+    if len(_steps) >= _MAX_STEPS:
         _steps.pop(next(iter(_steps)))
     _steps[step.options] = step
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import mlx.core as mx
 
 from qwen_mfa.integrations.mflux.tracing import Opaque
-from qwen_mfa.transforms.padding import LEAST_HIDING
+from qwen_mfa.transforms.padding import MIN_HIDING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ def remembering(original: Any) -> staticmethod[..., Any]:
 def _as_bool(additive: mx.array) -> mx.array:
     """Return where ``additive`` lets keys through, or itself if it does more than hide keys."""
     visible = additive == 0
-    only_hides = mx.all(visible | (additive <= LEAST_HIDING)).item()
+    only_hides = mx.all(visible | (additive <= MIN_HIDING)).item()
     return visible if only_hides else additive
 
 

@@ -35,7 +35,7 @@ WORSE = 1.5
 SPREAD = 8.0
 TINY = 2**-20
 COLD = 5.0  # seconds; more than that was compiling
-PAIRS, MOST_PAIRS = 7, 20
+PAIRS, MAX_PAIRS = 7, 20
 FLOOR = 0.01  # a cut must gain more than one percent
 FAILURES = (CutError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 
@@ -168,7 +168,7 @@ class Trial:
         self.noise = max(FLOOR, self.gain - logs[_rank(len(logs))])
         if self.gain > self.noise:
             self._decide(fused=True, reason=f"{math.exp(self.gain):.2f} x as fast")
-        elif self.gain <= 0 or len(logs) >= MOST_PAIRS:
+        elif self.gain <= 0 or len(logs) >= MAX_PAIRS:
             self._decide(fused=False, reason=f"{math.exp(self.gain):.2f} x as fast is no gain")
 
     def _decide(self, *, fused: bool, reason: str) -> None:
