@@ -22,7 +22,7 @@ DEVICE, NAME = "Metal device", "paravirtual"
 def paravirtual(report: dict[str, Any]) -> str | None:
     """Return the device's description where it is the only thing that was refused."""
     refused = [row for row in report["checks"] if row["refusal"]]
-    if report["verdict"] != "refused" or [row["subject"] for row in refused] != [DEVICE]:
+    if report["result"] != "refused" or [row["subject"] for row in refused] != [DEVICE]:
         return None
     found = str(refused[0]["found"])
     named = NAME in found.lower() and report["reasons"] == [refused[0]["refusal"]]

@@ -171,7 +171,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _asked(path: Path) -> list[str]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        return [str(origin["key"]) for origin in report["sections"]["proof"]["origins"]]
+        return [str(origin["key"]) for origin in report["sections"]["validation"]["origins"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         msg = f"{path} is no report with shader origins ({error!r})"
         raise ShaderError(msg) from error

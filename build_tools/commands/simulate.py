@@ -2,7 +2,7 @@
 
 The pinned source is built with our overlay against stand-in Apple modules, as `typecheck` does;
 its Metal sources are compiled for the CPU and run lane by lane. Both variants of every recorded
-source are run, with a memory checker too, and the installed package proves its Metal engine over
+source are run, with a memory checker too, and the installed package validates its Metal engine over
 the library. Exit status 1 when anything disagrees.
 """
 
@@ -45,9 +45,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the recorded keys, each of which must run; default: %(default)s",
     )  # fmt: skip
     parser.add_argument(
-        "--full", action="store_true", help="the package's whole proof, not --quick"
+        "--full", action="store_true", help="the package's whole validation, not --quick"
     )
-    parser.add_argument("--no-proof", action="store_true", help="without the installed package")
+    parser.add_argument(
+        "--no-validation", action="store_true", help="without the installed package"
+    )
     parser.add_argument(
         "--heads", type=int, default=1, metavar="N",
         help="heads of Qwen-Image's own shape, 1124 tokens of 128; default: %(default)s",
@@ -103,14 +105,14 @@ def _proofs(simulator: simulation.Simulator, *, quick: bool) -> list[str]:
     wrong = []
     for family in simulation.FAMILIES:
         for variant in simulation.VARIANTS:
-            with step(f"the package's proof, Apple{family}, {variant}"):
-                section = simulator.proof(family, variant, quick=quick)
-            proofs = section.get("proofs", [])
-            good = sum(bool(proof["ok"]) for proof in proofs)
-            say(f"Apple{family}, {variant}: {good} of {len(proofs)} proofs hold")
+            with step(f"the package's validation, Apple{family}, {variant}"):
+                section = simulator.validation(family, variant, quick=quick)
+            validations = section.get("validations", [])
+            good = sum(bool(validation["ok"]) for validation in validations)
+            say(f"Apple{family}, {variant}: {good} of {len(validations)} validations hold")
             wrong += [f"Apple{family}, {variant}: {text}" for text in section["failures"]]
-            if not proofs:
-                wrong.append(f"Apple{family}, {variant}: nothing was proved")
+            if not validations:
+                wrong.append(f"Apple{family}, {variant}: nothing was validated")
     return wrong
 
 

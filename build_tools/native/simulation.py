@@ -1,4 +1,4 @@
-"""The built library with its kernels executed: every recorded source, and the package's own proof.
+"""The built library with its kernels executed: recorded sources, and the package's validation.
 
 Between a call and its result lies everything that a Mac has, but for Apple's own parts: upstream's
 Swift with our overlay, the Metal sources that it writes, and software Metal in the place of a GPU.
@@ -138,14 +138,14 @@ class Simulator:
             raise BuildError(msg)
         return [json.loads(line) for line in lines]
 
-    def proof(self, family: int, variant: str, *, quick: bool) -> dict[str, Any]:
-        """Run the installed package's own proof of the Metal engine over this library.
+    def validation(self, family: int, variant: str, *, quick: bool) -> dict[str, Any]:
+        """Run the installed package's own validation of the Metal engine over this library.
 
         From `qwen_mfa` down everything is real but PyObjC and MLX's Metal buffers, which have
         stand-ins (tests/standins/metal).
 
         Raises:
-            BuildError: The proof's process ended before its time.
+            BuildError: The validation's process ended before its time.
 
         """
         env = self.environment(family, variant) | {
@@ -153,7 +153,10 @@ class Simulator:
             "PYTHONPATH": str(PYOBJC),
         }
         done = subprocess.run(
-            [sys.executable, "-m", "qwen_mfa.cli.metal_sections", "proof", *["--quick"] * quick],
+            [
+                *[sys.executable, "-m", "qwen_mfa.cli.metal_sections", "validation"],
+                *["--quick"] * quick,
+            ],
             env=env, check=False, capture_output=True, text=True, timeout=TIMEOUT,
         )  # fmt: skip
         for line in reversed(done.stdout.splitlines()):
@@ -161,7 +164,7 @@ class Simulator:
             if found:
                 section: dict[str, Any] = json.loads(text)
                 return section
-        msg = f"the package's proof ended ({done.returncode}):\n{done.stderr[-2000:]}"
+        msg = f"the package's validation ended ({done.returncode}):\n{done.stderr[-2000:]}"
         raise BuildError(msg)
 
 

@@ -37,14 +37,14 @@ def _ran(path: Path) -> str | None:
     try:
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = {str(row["subject"]): str(row["found"]) for row in report["checks"]}
-        verdict = str(report["verdict"])
+        result = str(report["result"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         msg = f"{path} is no report of `qwen-mfa selftest --metal` ({error!r})"
         raise ReleaseError(msg) from error
-    if verdict == "refused":
+    if result == "refused":
         return None
-    if verdict != "passed":
-        msg = f"the self-test of {path} says {verdict}: {report.get('reasons')}"
+    if result != "passed":
+        msg = f"the self-test of {path} says {result}: {report.get('reasons')}"
         raise ReleaseError(msg)
     return (
         f"{found.get('Metal device', 'an unnamed device')}; macOS {found.get('macOS', 'unknown')}"

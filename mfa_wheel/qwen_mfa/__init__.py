@@ -1,4 +1,4 @@
-"""Attention for Qwen-Image in MLX: a native kernel where it is proved and faster, MLX's elsewhere.
+"""Attention for Qwen-Image in MLX: a native kernel where it is right and faster, else MLX's.
 
 Importing this package opens no library and asks no device; that happens on the first use.
 """

@@ -23,7 +23,7 @@ import pytest
 from qwen_mfa.selection import store
 from qwen_mfa.selection.decisions import Decisions
 from qwen_mfa.selection.store import Store
-from qwen_mfa.validation.validate import Verdict
+from qwen_mfa.validation.validate import ValidationResult
 from tests.qwen_mfa.selection.test_hostile import ENVIRONMENT, SAMPLE, VARIANT, survives
 from tests.standins import faulty
 
@@ -253,7 +253,7 @@ def test_forged_records(tmp_path: Path) -> None:
     end = time.monotonic() + 20
     while time.monotonic() < end:
         whole: dict[str, Any] = {
-            f"proof cpu cpu {VARIANT.key}": asdict(Verdict(ok=True)),
+            f"validation cpu cpu {VARIANT.key}": asdict(ValidationResult(ok=True)),
             "class cpu cpu key": {"samples": [asdict(SAMPLE)] * chance.randrange(4)},
             "child cpu": {"survived": True, "reason": ""},
             "attempt cpu key": {"count": 1},

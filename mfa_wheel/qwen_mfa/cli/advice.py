@@ -79,7 +79,7 @@ def _about_settings(host: Host) -> Iterator[Advice]:
         )
     if os.environ.get("QWEN_MFA_TUNE") == "0":
         yield Advice(
-            weight=5, text="Unset QWEN_MFA_TUNE=0: nothing new is proved or measured with it"
+            weight=5, text="Unset QWEN_MFA_TUNE=0: nothing new is validated or measured with it"
         )
     threads = os.environ.get(THREADS, "")
     if threads.isdigit() and int(threads) < host.cpus and host.cpus > 1 and not host.gpu:
@@ -140,11 +140,11 @@ def expectation(host: Host) -> str:
 def _about_kernels(findings: Sequence[Finding]) -> Iterator[Advice]:
     for name in dict.fromkeys(finding.kernel.name for finding in findings):
         for finding in findings:
-            verdict = finding.verdict
-            if finding.kernel.name == name and verdict is not None and not verdict.ok:
+            result = finding.validation
+            if finding.kernel.name == name and result is not None and not result.ok:
                 yield Advice(
                     weight=2,
                     text=f"Report that kernel {name} is wrong on this machine (it is not used): "
-                    f"{verdict.reason}",
+                    f"{result.reason}",
                 )
                 break

@@ -1,6 +1,6 @@
 """Check this installation: one screen that can be pasted into an issue.
 
-Every kernel is proved and measured for Qwen-Image's shapes, unless that is on record. Exit status:
+Every kernel is validated and measured for Qwen-Image's shapes, unless that is known. Exit status:
 0 fine, 1 it works but something is worth doing, 2 broken.
 """
 
@@ -67,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
-        "--forget", action="store_true", help="prove and measure again what is on record"
+        "--forget", action="store_true", help="validate and measure again what is on record"
     )
 
 
@@ -228,20 +228,29 @@ def _kernels(report: Report) -> str:
         if choice.kernel.name == "mlx":
             lines.insert(0, ["mlx", "runs", "-", "", "-", "-", "" if lines else choice.reason])
         rows += [[title if i == 0 else "", *line] for i, line in enumerate(lines)]
-    header = ["image", "kernel", "", "proof error", "measured at", "time", "MLX's time", "finding"]
+    header = [
+        "image",
+        "kernel",
+        "",
+        "error",
+        "measured at",
+        "time",
+        "MLX's time",
+        "finding",
+    ]
     return table(header, rows)
 
 
 def _cells(finding: Finding, *, runs: bool) -> list[str]:
-    verdict, samples = finding.verdict, finding.samples
+    result, samples = finding.validation, finding.samples
     why = samples[-1].ratio if samples else finding.reason
-    proof = "-" if verdict is None else f"{verdict.error:.1e}" if verdict.ok else "WRONG"
+    validation = "-" if result is None else f"{result.error:.1e}" if result.ok else "WRONG"
     where = _brief(samples[-1].problem) if samples else ""
     times = [seconds(t) for x in samples[-1:] for t in (x.seconds, x.seconds_mlx)] or ["-", "-"]
     return [
         finding.kernel.name,
         "runs" if runs else "",
-        proof,
+        validation,
         where,
         *times,
         why if len(why) <= _WIDEST else why[: _WIDEST - 1] + "…",

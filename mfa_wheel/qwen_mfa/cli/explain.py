@@ -1,6 +1,6 @@
 """Say which kernel runs for one attention problem on this machine, and why.
 
-What is not known yet is proved and measured first; with QWEN_MFA_TUNE=0, it is not.
+What is not known yet is validated and measured first; with QWEN_MFA_TUNE=0, it is not.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def finding_as_json(finding: Finding) -> dict[str, Any]:
     return {
         "kernel": finding.kernel.name,
         "reason": finding.reason,
-        "proof": None if finding.verdict is None else asdict(finding.verdict),
+        "validation": None if finding.validation is None else asdict(finding.validation),
         "measured": [{**asdict(x), "wins": x.wins} for x in finding.samples],
     }
 
@@ -89,15 +89,14 @@ def as_text(problem: Problem, choice: Choice) -> str:
     ]
     for finding in choice.findings:
         lines += ["", f"candidate {finding.kernel.name}"]
-        verdict = finding.verdict
-        if verdict is None:
+        result = finding.validation
+        if result is None:
             lines.append(f"  {finding.reason}")
-        elif not verdict.ok:
-            lines.append(f"  proof     failed: {verdict.reason}")
+        elif not result.ok:
+            lines.append(f"  validation failed: {result.reason}")
         else:
             lines.append(
-                f"  proof     holds: largest error {verdict.error:.1e}, "
-                f"{verdict.margin:.2f} of its bound"
+                f"  validated: largest error {result.error:.1e}, {result.margin:.2f} of its bound"
             )
         lines += [
             f"  measured  {seconds(x.seconds)} against {seconds(x.seconds_mlx)} of MLX: {x}"

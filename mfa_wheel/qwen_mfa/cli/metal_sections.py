@@ -16,7 +16,7 @@ from qwen_mfa.kernels.metal import shaders
 from qwen_mfa.problem import Problem
 from qwen_mfa.tuning import measure
 from qwen_mfa.validation.inputs import draw
-from qwen_mfa.validation.validate import prove
+from qwen_mfa.validation.validate import validate
 from qwen_mfa.validation.variants import variant_of
 
 if TYPE_CHECKING:
@@ -49,20 +49,20 @@ def problem(
     )  # fmt: skip
 
 
-def proof(*, quick: bool) -> dict[str, Any]:
-    """Prove every variant with every kernel that does not refuse it."""
-    proofs = []
+def validation(*, quick: bool) -> dict[str, Any]:
+    """Validate every variant with every kernel that does not refuse it."""
+    validations = []
     for kernel in KERNELS:
         for each in _variants(quick=quick):
             if kernel.refuses(each) is None:
                 variant = variant_of(each)
-                verdict = asdict(prove(kernel, variant))
-                proofs.append({"kernel": kernel.name, "variant": variant.key, **verdict})
+                result = asdict(validate(kernel, variant))
+                validations.append({"kernel": kernel.name, "variant": variant.key, **result})
     origins = shaders.origins()
     advice = shaders.advice(origins)
-    failures = [f"{p['kernel']}, {p['variant']}: {p['reason']}" for p in proofs if not p["ok"]]
+    failures = [f"{p['kernel']}, {p['variant']}: {p['reason']}" for p in validations if not p["ok"]]
     return {
-        "proofs": proofs,
+        "validations": validations,
         "shaders": [str(origin) for origin in origins],
         "origins": [asdict(origin) for origin in origins],
         "failures": failures + ([advice] if advice else []),
@@ -123,7 +123,7 @@ def timing(*, quick: bool) -> dict[str, Any]:
     return {"rows": rows, "failures": []}
 
 
-SECTIONS = {"proof": proof, "shaders": shaders_alone, "leak": leak, "timing": timing}
+SECTIONS = {"validation": validation, "shaders": shaders_alone, "leak": leak, "timing": timing}
 
 if __name__ == "__main__":
     answer(SECTIONS[sys.argv[1]](quick="--quick" in sys.argv[2:]))

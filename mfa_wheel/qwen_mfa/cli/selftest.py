@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"passed": passed, **facts, "rows": [asdict(row) for row in rows]}))
     else:
         print(as_text(rows, args.image_tokens))
-        print(_verdict(rows, facts, passed=passed))
+        print(_result(rows, facts, passed=passed))
     return 0 if passed else 1
 
 
@@ -174,7 +174,8 @@ def _rows(number: int) -> list[int]:
 def _native(problem: Problem) -> Kernel | None:
     """Return the native kernel of the wheel, if it has one that takes ``problem``."""
     return next(
-        (x for x in registry.others() if x.needs_child_proof and x.refuses(problem) is None), None
+        (x for x in registry.others() if x.needs_child_validation and x.refuses(problem) is None),
+        None,
     )
 
 
@@ -202,17 +203,17 @@ def _cells(row: Row) -> list[str]:
     errors = (row.error, row.error_mlx, row.difference)
     ours, mlx = row.ours, row.mlx
     failed = [f"{name}: {s.failure}" for name, s in (("ours", ours), ("MLX", mlx)) if s.failure]
-    verdict = "agrees" if row.agrees else f"WRONG (> {row.allowed:.1e})"
+    result = "agrees" if row.agrees else f"WRONG (> {row.allowed:.1e})"
     return [
         *(row.dtype, row.mask, row.kernel),
         *("-" if value is None else f"{value:.1e}" for value in errors),
         *(seconds(ours.seconds), seconds(mlx.seconds), f"{mlx.seconds / ours.seconds:.1f} x"),
         *(mebibytes(ours.peak), mebibytes(mlx.peak), row.chosen),
-        f"FAILED ({'; '.join(failed)})" if failed else verdict,
+        f"FAILED ({'; '.join(failed)})" if failed else result,
     ]
 
 
-def _verdict(rows: list[Row], facts: dict[str, Any], *, passed: bool) -> str:
+def _result(rows: list[Row], facts: dict[str, Any], *, passed: bool) -> str:
     if passed:
         return "All results agree."
     if facts["library"]["state"] == "unusable":

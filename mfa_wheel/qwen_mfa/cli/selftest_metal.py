@@ -1,6 +1,6 @@
 """``qwen-mfa selftest --metal``: everything about the Metal engine that only a Mac can tell.
 
-Proof of every variant with both classes of intermediate precision, where each shader came from,
+Validates every variant with both classes of intermediate precision, where each shader came from,
 whether thousands of calls leave anything behind, and the time against MLX for Qwen-Image's shapes;
 each in a process of its own, since a driver may end it. The report is one JSON file.
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 PASSED, FAILED, REFUSED = 0, 1, 3
-SECTIONS = {"proof": 1800.0, "leak": 900.0, "timing": 1800.0}  # seconds allowed
+SECTIONS = {"validation": 1800.0, "leak": 900.0, "timing": 1800.0}  # seconds allowed
 _MARK = "qwen-mfa section: "  # the library prints to standard output too
 
 
@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that belong to ``--metal``."""
     group = parser.add_argument_group("the Metal engine")
     group.add_argument(
-        "--metal", action="store_true", help="prove, measure and watch the Metal engine instead"
+        "--metal", action="store_true", help="validate, measure and watch the Metal engine instead"
     )
     group.add_argument(
         "--report", type=Path, metavar="FILE", help="with --metal: write the JSON report here"
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         write(args.report, report)
     print(json.dumps(report, indent=2) if args.json else as_text(report))
-    return {"passed": PASSED, "failed": FAILED, "refused": REFUSED}[report["verdict"]]
+    return {"passed": PASSED, "failed": FAILED, "refused": REFUSED}[report["result"]]
 
 
 def gather(*, quick: bool) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def gather(*, quick: bool) -> dict[str, Any]:
     refusal = device.refusal()
     report: dict[str, Any] = {
         "schema": SCHEMA,
-        "verdict": "refused",
+        "result": "refused",
         "reasons": [refusal] if refusal else [],
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "quick": quick,
@@ -82,7 +82,7 @@ def gather(*, quick: bool) -> dict[str, Any]:
         section = in_child(name, quick=quick, limit=limit)
         report["sections"][name] = section
         report["reasons"] += section["failures"]
-    report["verdict"] = "failed" if report["reasons"] else "passed"
+    report["result"] = "failed" if report["reasons"] else "passed"
     return report
 
 
@@ -135,11 +135,13 @@ def as_text(report: dict[str, Any]) -> str:
     if report["expectation"]:
         lines.append(f"{'expectation':<14} {report['expectation']}")
     sections = report["sections"]
-    proofs = sections.get("proof", {}).get("proofs", [])
-    if proofs:
-        good = sum(proof["ok"] for proof in proofs)
-        lines.append(f"{'proof':<14} {good} of {len(proofs)} variants hold")
-    lines += [f"{'shader':<14} {text}" for text in sections.get("proof", {}).get("shaders", [])]
+    validations = sections.get("validation", {}).get("validations", [])
+    if validations:
+        good = sum(validation["ok"] for validation in validations)
+        lines.append(f"{'validation':<14} {good} of {len(validations)} variants hold")
+    lines += [
+        f"{'shader':<14} {text}" for text in sections.get("validation", {}).get("shaders", [])
+    ]
     if "calls" in sections.get("leak", {}):
         leak = sections["leak"]
         lines.append(f"{'leak check':<14} {leak['calls']} calls, {leak['growth']} bytes more")
@@ -147,4 +149,4 @@ def as_text(report: dict[str, Any]) -> str:
         f"{'timing':<14} {row['kernel']}: {row['text']}"
         for row in sections.get("timing", {}).get("rows", [])
     ]
-    return "\n".join([*lines, "", f"{report['verdict'].upper()}", *report["reasons"]])
+    return "\n".join([*lines, "", f"{report['result'].upper()}", *report["reasons"]])

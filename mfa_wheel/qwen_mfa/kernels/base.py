@@ -62,13 +62,14 @@ class Kernel(Protocol):
         name: What users call it, as in ``QWEN_MFA_BACKEND``.
         roundoff: Unit roundoff of what it keeps between its steps (scores, weights); sums are
             taken in FP32 by all. The error bounds of its validation are made of it.
-        needs_child_proof: Whether its first validation may end the process (native code, drivers).
+        needs_child_validation: Whether its first validation may end the process (native
+            code, drivers).
 
     """
 
     name: str
     roundoff: float
-    needs_child_proof: bool
+    needs_child_validation: bool
 
     def refuses(self, problem: Problem) -> str | None:
         """Return why this kernel cannot take ``problem``, in words, or ``None``."""

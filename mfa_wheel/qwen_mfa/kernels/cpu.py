@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 name = "cpu"
 roundoff = 2**-24
-needs_child_proof = True
+needs_child_validation = True
 
 MAX_HEAD_DIM = 1024
 _INVALID_ARGUMENTS = 1

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 name = "mlx"
 roundoff = 2**-8  # bfloat16 all the way, on the CPU
-needs_child_proof = False
+needs_child_validation = False
 
 # MLX's function as it was before anybody could put ours in its place: this module is imported
 # before ours can be had. Looked up by name later, it could be ours.

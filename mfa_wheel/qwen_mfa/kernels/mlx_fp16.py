@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 name = "mlx-fp16"
 roundoff = 2**-11
-needs_child_proof = False  # nothing native but MLX
+needs_child_validation = False  # nothing native but MLX
 
 LARGEST = 2.0**15
 MIN_VALUE = 2.0**-10

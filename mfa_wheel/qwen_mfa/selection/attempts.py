@@ -1,13 +1,13 @@
 """Tells a crash from a death by a signal from outside, for whoever comes after.
 
-A process that proves or measures leaves a mark: a file that goes away when it is done. A process
+A process that validates or measures leaves a mark: a file that goes away when it is done. A process
 that dies leaves it behind. Whether the kernel is to blame shows in the mark. Python's
 ``faulthandler`` writes into it when the process ends by a signal of its own making (a bad address,
 an abort); it writes nothing when somebody ends it (``kill``, ``timeout``, a closed terminal, no
 memory left). Only the former counts against the kernel, and so does a machine that went down.
 
 Where the program uses ``faulthandler`` itself, it keeps it, and its crashes look like ends from
-outside. After either, the proof runs in a child process again, whose parent sees how it ended.
+outside. After either, the validation runs in a child process again, whose parent sees how it ended.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The kernels that may stand in for MLX's, and what is known of each for a problem.
 
-Proofs and measurements happen here, one at a time in a process and in an environment:
+Validations and measurements happen here, one at a time in a process and in an environment:
 other processes wait for the outcome rather than disturb the measurement and repeat it.
 """
 
@@ -18,9 +18,9 @@ import mlx.core as mx
 from qwen_mfa.selection import decisions
 from qwen_mfa.selection.decisions import MAX_ATTEMPTS
 from qwen_mfa.tuning import measure
-from qwen_mfa.validation.child import prove_in_child
-from qwen_mfa.validation.validate import Verdict
-from qwen_mfa.validation.validate import prove as prove_here
+from qwen_mfa.validation.child import validate_in_child
+from qwen_mfa.validation.validate import ValidationResult
+from qwen_mfa.validation.validate import validate as validate_here
 from qwen_mfa.validation.variants import class_of, variant_of
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Finding:
     Attributes:
         kernel: The kernel.
         reason: Why it does not run, or how much faster it is; in words.
-        verdict: Of its proof, if it came that far.
+        validation: What it found, if it came that far.
         samples: What was measured, if it came that far.
         gain: Smallest measured log(MLX / kernel) if it is faster beyond doubt, else 0.
         final: Whether another try would find the same.
@@ -51,46 +51,48 @@ class Finding:
 
     kernel: Kernel
     reason: str
-    verdict: Verdict | None = None
+    validation: ValidationResult | None = None
     samples: tuple[Sample, ...] = ()
     gain: float = 0.0
     final: bool = True
 
 
 def recorded(kernel: Kernel, problem: Problem) -> Finding | None:
-    """Return what is known without proving or measuring anything, or ``None`` if that is needed."""
-    verdict = proved(kernel, problem)
-    if verdict is None:
+    """Return what is known without validating or measuring; ``None`` if that is needed."""
+    result = validated(kernel, problem)
+    if result is None:
         return None
-    if not verdict.ok:
-        reason = f"not proved right: {verdict.reason}"
-        return Finding(kernel=kernel, reason=reason, verdict=verdict)
+    if not result.ok:
+        reason = f"not validated: {result.reason}"
+        return Finding(kernel=kernel, reason=reason, validation=result)
     samples = decisions.opened().samples(kernel.name, class_of(problem)[0], _device())
-    return None if samples is None else _judged(kernel, verdict, samples)
+    return None if samples is None else _judged(kernel, result, samples)
 
 
-def proved(kernel: Kernel, problem: Problem) -> Verdict | None:
-    """Return the verdict for the variant of ``problem``, if there is one."""
+def validated(kernel: Kernel, problem: Problem) -> ValidationResult | None:
+    """Return the result for the variant of ``problem``, if there is one."""
     kept = decisions.opened()
     if kept.standing(kernel.name) is False:
-        return Verdict(ok=False, reason=kept.death(kernel.name), died=True)
-    return kept.verdict(kernel.name, variant_of(problem), _device())
+        return ValidationResult(ok=False, reason=kept.death(kernel.name), died=True)
+    return kept.validation(kernel.name, variant_of(problem), _device())
 
 
-def prove(kernel: Kernel, problem: Problem) -> Verdict:
-    """Prove ``kernel`` for the variant of ``problem``, unless that has been done."""
+def validate(kernel: Kernel, problem: Problem) -> ValidationResult:
+    """Validate ``kernel`` for the variant of ``problem``, unless that has been done."""
     with _lock, decisions.opened().store.measuring(PATIENCE) as mine:
         decisions.opened().store.refresh()
-        verdict = proved(kernel, problem)
-        if verdict is not None:
-            return verdict
+        result = validated(kernel, problem)
+        if result is not None:
+            return result
         if not mine:
-            return Verdict(ok=False, reason="another process is proving it", lasting=False)
-        return _prove(kernel, problem)
+            return ValidationResult(
+                ok=False, reason="another process is validating it", lasting=False
+            )
+        return _validate(kernel, problem)
 
 
 def investigate(kernel: Kernel, problem: Problem) -> Finding:
-    """Prove and measure ``kernel`` for the class of ``problem``, unless that has been done.
+    """Validate and measure ``kernel`` for the class of ``problem``, unless that has been done.
 
     Raises:
         Exception: Whatever the kernel raises while it is measured.
@@ -108,21 +110,21 @@ def investigate(kernel: Kernel, problem: Problem) -> Finding:
         with kept.attempt(kernel.name, key) as death:
             attempts = kept.attempts(kernel.name, key)
             if attempts >= MAX_ATTEMPTS:
-                reason = f"{attempts} times, proving or measuring it crashed or gave no answer"
+                reason = f"{attempts} times, validating or measuring it crashed or gave no answer"
                 return Finding(kernel=kernel, reason=reason)
             careful = death.happened or attempts > 0
-            verdict = proved(kernel, problem) or _prove(kernel, problem, careful=careful)
-            if not verdict.lasting and not verdict.outside:
+            result = validated(kernel, problem) or _validate(kernel, problem, careful=careful)
+            if not result.lasting and not result.outside:
                 kept.keep_attempts(kernel.name, key, attempts + 1)
-            if not verdict.ok:
-                reason = f"not proved right: {verdict.reason}"
-                return Finding(kernel=kernel, reason=reason, verdict=verdict)
+            if not result.ok:
+                reason = f"not validated: {result.reason}"
+                return Finding(kernel=kernel, reason=reason, validation=result)
             samples = measure.measure(kernel, (ends[0], ends[1]))
             kept.keep_samples(kernel.name, key, _device(), samples)
             kept.keep_attempts(kernel.name, key, 0)
         for sample in samples:
             logger.info("kernel %s: %s", kernel.name, sample)
-        return _judged(kernel, verdict, samples)
+        return _judged(kernel, result, samples)
 
 
 def _after_fork() -> None:
@@ -134,25 +136,25 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)  # a hook only: nothing runs until a fork
 
 
-def _prove(kernel: Kernel, problem: Problem, *, careful: bool = False) -> Verdict:
+def _validate(kernel: Kernel, problem: Problem, *, careful: bool = False) -> ValidationResult:
     kept, variant, device = decisions.opened(), variant_of(problem), _device()
-    first = kernel.needs_child_proof and kept.standing(kernel.name) is None
-    if first or (careful and kernel.needs_child_proof):
-        verdict = prove_in_child(kernel.name, variant, device)
-        if verdict.died:
-            kept.keep_standing(kernel.name, verdict.reason)
-        elif verdict.lasting:
+    first = kernel.needs_child_validation and kept.standing(kernel.name) is None
+    if first or (careful and kernel.needs_child_validation):
+        result = validate_in_child(kernel.name, variant, device)
+        if result.died:
+            kept.keep_standing(kernel.name, result.reason)
+        elif result.lasting:
             kept.keep_standing(kernel.name, "")
     else:
-        verdict = prove_here(kernel, variant)
-    if verdict.lasting and not verdict.died:
-        kept.keep_verdict(kernel.name, variant, device, verdict)
-    outcome = "proved" if verdict.ok else f"not used: {verdict.reason}"
+        result = validate_here(kernel, variant)
+    if result.lasting and not result.died:
+        kept.keep_validation(kernel.name, variant, device, result)
+    outcome = "validated" if result.ok else f"not used: {result.reason}"
     logger.info("kernel %s for %s: %s", kernel.name, variant.key, outcome)
-    return verdict
+    return result
 
 
-def _judged(kernel: Kernel, verdict: Verdict, samples: list[Sample]) -> Finding:
+def _judged(kernel: Kernel, result: ValidationResult, samples: list[Sample]) -> Finding:
     worst = min(samples, key=lambda sample: (sample.wins, sample.gain))
     ratio = exp(worst.gain)
     wins = all(sample.wins for sample in samples)
@@ -160,7 +162,7 @@ def _judged(kernel: Kernel, verdict: Verdict, samples: list[Sample]) -> Finding:
     return Finding(
         kernel=kernel,
         reason=reason,
-        verdict=verdict,
+        validation=result,
         samples=tuple(samples),
         gain=worst.gain if wins else 0.0,
     )

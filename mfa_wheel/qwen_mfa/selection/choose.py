@@ -1,8 +1,8 @@
-"""Chooses a kernel for a problem by proof and measurement, and answers with MLX when one fails.
+"""Chooses a kernel by validation and measurement, and answers with MLX when one fails.
 
-A kernel other than MLX's runs only where it does not refuse, was proved right
+A kernel other than MLX's runs only where it does not refuse, was validated
 (`qwen_mfa.validation.validate`) and was measured to be faster (`qwen_mfa.tuning.measure`) in this
-very environment. What was found is kept (`qwen_mfa.selection.decisions`): nothing is proved or
+very environment. What was found is kept (`qwen_mfa.selection.decisions`): nothing is validated or
 measured twice. ``QWEN_MFA_TUNE=0`` relies on what is kept, and on MLX for the rest.
 """
 
@@ -85,11 +85,11 @@ def choose(
     Args:
         problem: What is to be computed, on MLX's default device.
         wanted: What the user wants; `policy` where the caller has not asked yet.
-        may_measure: Asked when something would have to be proved or measured first. If it
+        may_measure: Asked when something would have to be validated or measured first. If it
             returns false, MLX's kernel is chosen for this once.
 
     Raises:
-        BackendError: The user forces a kernel that refuses, failed, or is not proved.
+        BackendError: The user forces a kernel that refuses, failed, or is not validated.
 
     """
     if wanted is None:
@@ -115,7 +115,7 @@ def _decide(problem: Problem, wanted: Policy, may_measure: Callable[[], bool]) -
         return _forced(wanted.forced, problem, wanted, may_measure)
     if problem.flops < TINY:
         return Choice(kernel=mlx, reason=f"it is tiny: below {TINY} operations")
-    from qwen_mfa.selection import candidates  # noqa: PLC0415 - with all that proves and measures
+    from qwen_mfa.selection import candidates  # noqa: PLC0415 - with all that validates and measures
 
     measure = settings.current().tunes and not buffers.is_forked()
     findings = []
@@ -152,14 +152,14 @@ def _best(findings: tuple[Finding, ...]) -> Choice:
     winners = [finding for finding in findings if finding.gain > 0]
     if winners:
         best = max(winners, key=lambda finding: finding.gain)
-        reason = f"proved, and {best.reason}"
+        reason = f"validated, and {best.reason}"
         return Choice(kernel=best.kernel, reason=reason, findings=findings, final=final)
     reason = "; ".join(f"{finding.kernel.name}: {finding.reason}" for finding in findings)
     return Choice(kernel=mlx, reason=reason, findings=findings, final=final)
 
 
 def _forced(name: str, problem: Problem, wanted: Policy, may_measure: Callable[[], bool]) -> Choice:
-    from qwen_mfa.selection import candidates  # noqa: PLC0415 - with all that proves and measures
+    from qwen_mfa.selection import candidates  # noqa: PLC0415 - with all that validates and measures
 
     kernel = registry.named(name)
     if kernel is None:
@@ -167,14 +167,14 @@ def _forced(name: str, problem: Problem, wanted: Policy, may_measure: Callable[[
         raise BackendError(msg)
     reason = _why_not(kernel, problem, wanted)
     if reason is None:
-        verdict = candidates.proved(kernel, problem)
-        if verdict is None:
+        result = candidates.validated(kernel, problem)
+        if result is None:
             if buffers.is_forked() or not may_measure():
-                return Choice(kernel=mlx, reason="not proved yet", final=False)
-            verdict = candidates.prove(kernel, problem)
-        if verdict.ok:
-            return Choice(kernel=kernel, reason=f"proved, and {wanted.source} forces it")
-        reason = f"it is not proved right: {verdict.reason}"
+                return Choice(kernel=mlx, reason="not validated yet", final=False)
+            result = candidates.validate(kernel, problem)
+        if result.ok:
+            return Choice(kernel=kernel, reason=f"validated, and {wanted.source} forces it")
+        reason = f"it is not validated: {result.reason}"
     msg = (
         f"{wanted.source} forces kernel {name}, which cannot run for {problem}: {reason}. "
         "Unset it, or force another kernel"
@@ -190,7 +190,7 @@ def _why_not(kernel: Kernel, problem: Problem, wanted: Policy) -> str | None:
 
 
 def _investigated(kernel: Kernel, problem: Problem) -> Finding:
-    from qwen_mfa.selection import candidates  # noqa: PLC0415 - with all that proves and measures
+    from qwen_mfa.selection import candidates  # noqa: PLC0415 - with all that validates and measures
 
     try:
         return candidates.investigate(kernel, problem)

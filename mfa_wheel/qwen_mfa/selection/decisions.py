@@ -1,4 +1,4 @@
-"""What was proved and measured here: one record per kernel and variant, or class."""
+"""What was validated and measured here: one record per kernel and variant, or class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qwen_mfa.selection import environment, store
 from qwen_mfa.selection.attempts import Death, marked
 from qwen_mfa.selection.records import parse
 from qwen_mfa.tuning.measure import Sample
-from qwen_mfa.validation.validate import Verdict
+from qwen_mfa.validation.validate import ValidationResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from qwen_mfa.validation.variants import Variant
 
 T = TypeVar("T")
-# After so many crashes while a class was proved or measured, or proofs without an answer, no other
-# process tries.
+# After so many crashes while a class was validated or measured, or validations without an answer,
+# no other process tries.
 MAX_ATTEMPTS = 2
 # Far beyond what is ever measured: the exponential of this is 8e13.
 _MAX_GAIN = 32.0
@@ -34,15 +34,17 @@ class Decisions:
     def __init__(self, records: store.Store) -> None:
         self.store = records
 
-    def verdict(self, kernel: str, variant: Variant, device: str) -> Verdict | None:
-        """Return the outcome of a proof, if there was one."""
-        key = f"proof {kernel} {device} {variant.key}"
-        return self._parsed(key, self.store.get(key), Verdict)
+    def validation(self, kernel: str, variant: Variant, device: str) -> ValidationResult | None:
+        """Return the outcome of a validation, if there was one."""
+        key = f"validation {kernel} {device} {variant.key}"
+        return self._parsed(key, self.store.get(key), ValidationResult)
 
-    def keep_verdict(self, kernel: str, variant: Variant, device: str, verdict: Verdict) -> None:
-        """Keep the outcome of a proof."""
-        finite = replace(verdict, error=_finite(verdict.error), margin=_finite(verdict.margin))
-        self.store.put(f"proof {kernel} {device} {variant.key}", asdict(finite))
+    def keep_validation(
+        self, kernel: str, variant: Variant, device: str, result: ValidationResult
+    ) -> None:
+        """Keep the outcome of a validation."""
+        finite = replace(result, error=_finite(result.error), margin=_finite(result.margin))
+        self.store.put(f"validation {kernel} {device} {variant.key}", asdict(finite))
 
     def samples(self, kernel: str, class_key: str, device: str) -> list[Sample] | None:
         """Return what was measured for a class, if it was."""
@@ -67,7 +69,7 @@ class Decisions:
         )
 
     def standing(self, kernel: str) -> bool | None:
-        """Whether the kernel survived its first proof in a child process; ``None``: not tried."""
+        """Whether the kernel survived its first validation in a child; ``None``: not tried."""
         return self._value(f"child {kernel}", "survived", bool)
 
     def keep_standing(self, kernel: str, reason: str) -> None:
@@ -75,11 +77,11 @@ class Decisions:
         self.store.put(f"child {kernel}", {"survived": not reason, "reason": reason})
 
     def death(self, kernel: str) -> str:
-        """Return how the kernel ended the process of its proof."""
+        """Return how the kernel ended the process of its validation."""
         return self._value(f"child {kernel}", "reason", str) or ""
 
     def attempts(self, kernel: str, class_key: str) -> int:
-        """Return how often proving or measuring a class crashed a process or gave no answer."""
+        """Return how often validating or measuring a class crashed a process or gave no answer."""
         return max(0, self._value(f"attempt {kernel} {class_key}", "count", int) or 0)
 
     def keep_attempts(self, kernel: str, class_key: str, count: int) -> None:
@@ -89,7 +91,7 @@ class Decisions:
 
     @contextlib.contextmanager
     def attempt(self, kernel: str, class_key: str) -> Iterator[Death]:
-        """Leave a mark while a class is proved or measured; tell how the last process ended there.
+        """Mark that a class is being validated or measured; tell how the last process ended there.
 
         A crash is counted: see `attempts`.
         """

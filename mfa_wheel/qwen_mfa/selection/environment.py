@@ -26,7 +26,7 @@ def environment() -> dict[str, Any]:
     return {
         "qwen-mfa": ours,
         "library": native,
-        # Chooses among the Metal library's shaders, which are proved and measured as they are.
+        # Chooses among the Metal library's shaders, which are validated and measured as they are.
         "shaders": settings.current().shader_variant,
         "system": [here.system, here.release, here.build, here.machine],
         "processor": [here.chip, here.gpu],

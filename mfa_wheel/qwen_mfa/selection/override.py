@@ -1,6 +1,6 @@
 """Which kernels the user forces or forbids: ``QWEN_MFA_BACKEND``, and ``qwen_mfa.use`` around code.
 
-``NAME`` forces a kernel: it runs whatever was measured, but not unless it is proved. ``-NAME``
+``NAME`` forces a kernel: it runs whatever was measured, but not unless it is validated. ``-NAME``
 forbids one; several may be forbidden: ``-cpu,-mlx-fp16``. ``auto`` is neither.
 """
 
@@ -85,7 +85,7 @@ def use(backend: str) -> Iterator[None]:
 
     Raises:
         BackendError: There is no such kernel. In the block, a call that the forced kernel refuses
-            (or for which it is not proved) raises it too, with the reason.
+            (or for which it is not validated) raises it too, with the reason.
 
     The setting belongs to the thread, or the asynchronous task, that enters the block. Calls that
     no kernel but MLX's could ever take (inside ``mx.compile`` or ``mx.vmap``, with ``force_fused``,

@@ -1,6 +1,6 @@
-"""Runs a kernel's first proof in a child process: native code and drivers can end a process.
+"""Runs a kernel's first validation in a child process: native code and drivers can end a process.
 
-A crash of the child is a verdict like any other; that somebody ended it is none. It is given as
+A crash of the child is a result like any other; that somebody ended it is none. It is given as
 much time as `limit` says, and never outlives its parent: see `qwen_mfa.validation.inside`.
 """
 
@@ -19,14 +19,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from qwen_mfa import forks
-from qwen_mfa.validation.validate import Verdict
+from qwen_mfa.validation.validate import ValidationResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qwen_mfa.validation.variants import Variant
 
-LIMIT = 20.0  # seconds; a proof takes about one, most of it Python's start
+LIMIT = 20.0  # seconds; a validation takes about one, most of it Python's start
 # Metal's: a cold Mac loads MLX and AppKit and compiles several shaders, where `xcrun` has to do it
 # with two tools of up to 120 s each.
 METAL_LIMIT = 300.0
@@ -54,23 +54,23 @@ class _Ended:
 
 
 def limit(kernel_name: str) -> float:
-    """Return the seconds that the proof of a kernel may take."""
+    """Return the seconds that the validation of a kernel may take."""
     return METAL_LIMIT if kernel_name.startswith("metal") else LIMIT
 
 
-def prove_in_child(kernel_name: str, variant: Variant, device: str) -> Verdict:
-    """Prove a kernel on MLX's device ``"cpu"`` or ``"gpu"`` in a child process. Never raises."""
+def validate_in_child(kernel_name: str, variant: Variant, device: str) -> ValidationResult:
+    """Validate a kernel on MLX's device ``"cpu"`` or ``"gpu"`` in a child process. Never raises."""
     start = time.perf_counter()
     seconds = limit(kernel_name)
-    logger.info("proving kernel %s in a child process, which has %g s", kernel_name, seconds)
+    logger.info("validating kernel %s in a child process, which has %g s", kernel_name, seconds)
     try:
         ended = _ended(kernel_name, json.dumps(asdict(variant)), device, seconds)
     except OSError as error:
-        verdict = _failed(f"the child process for its proof could not be started ({error})")
-        verdict = replace(verdict, outside=True)
+        result = _failed(f"the child process for its validation could not be started ({error})")
+        result = replace(result, outside=True)
     else:
-        verdict = _verdict(ended, seconds)
-    return replace(verdict, seconds=time.perf_counter() - start)
+        result = _result(ended, seconds)
+    return replace(result, seconds=time.perf_counter() - start)
 
 
 def _ended(kernel_name: str, variant: str, device: str, seconds: float) -> _Ended:
@@ -127,35 +127,39 @@ def _chunks(handles: set[int], end: float) -> Iterator[tuple[int, bytes]]:
                 yield key.fd, data
 
 
-def _verdict(ended: _Ended, seconds: float) -> Verdict:
+def _result(ended: _Ended, seconds: float) -> ValidationResult:
     """Return what the child found, or what its end says."""
     if ended.status is None:
-        return _failed(f"its proof gave no answer within {seconds:g} s")
+        return _failed(f"its validation gave no answer within {seconds:g} s")
     if ended.status < 0:
         return _of_signal(-ended.status)
     with suppress(ValueError, TypeError):
-        return Verdict(**json.loads(ended.answer))
+        return ValidationResult(**json.loads(ended.answer))
     lines = ended.errors.decode(errors="replace").strip().splitlines() or ["without a message"]
-    return _failed(f"the process of its proof failed (exit status {ended.status}: {lines[-1]})")
+    return _failed(
+        f"the process of its validation failed (exit status {ended.status}: {lines[-1]})"
+    )
 
 
-def _of_signal(number: int) -> Verdict:
+def _of_signal(number: int) -> ValidationResult:
     try:
         name = signal.Signals(number).name
     except ValueError:
         name = f"signal {number}"
     if name in _ENDLESS:
-        return _failed(f"its proof gave no answer, and was ended by {name}")
+        return _failed(f"its validation gave no answer, and was ended by {name}")
     if name in _CRASHES:
-        reason = f"it ended the process of its proof (signal {number}, {name})"
-        return Verdict(ok=False, reason=reason, died=True)
+        reason = f"it ended the process of its validation (signal {number}, {name})"
+        return ValidationResult(ok=False, reason=reason, died=True)
     # Nothing that a kernel does: somebody's kill, no memory left, a closed session.
-    verdict = _failed(f"the process of its proof was ended from outside (signal {number}, {name})")
-    return replace(verdict, outside=True)
+    result = _failed(
+        f"the process of its validation was ended from outside (signal {number}, {name})"
+    )
+    return replace(result, outside=True)
 
 
-def _failed(reason: str) -> Verdict:
-    return Verdict(ok=False, reason=reason, lasting=False)
+def _failed(reason: str) -> ValidationResult:
+    return ValidationResult(ok=False, reason=reason, lasting=False)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""Draws inputs for proof and tuning: random, of every memory layout that callers have."""
+"""Draws inputs for validation and tuning: random, of every memory layout that callers have."""
 
 from __future__ import annotations
 

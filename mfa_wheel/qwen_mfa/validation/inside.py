@@ -1,4 +1,4 @@
-"""The child process of a proof: proves, answers through a pipe, and never outlives its parent.
+"""The child process of a validation: answers through a pipe, and never outlives its parent.
 
 Three things end it, whatever the library does: the system when its parent's thread ends (Linux), a
 thread that waits for the end of a pipe that the parent holds (elsewhere the only one of these), and
@@ -22,14 +22,14 @@ _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 def main(
     answer: str, life: str, parent: str, seconds: str, kernel_name: str, variant: str, device: str
 ) -> None:
-    """Prove and answer.
+    """Validate and answer.
 
     Args:
         answer: Descriptor of the pipe that takes the answer, a JSON object.
         life: Descriptor of the pipe whose end tells of the parent's.
         parent: The parent's process number.
         seconds: When to give up.
-        kernel_name: What to prove.
+        kernel_name: What to validate.
         variant: For which variant, as JSON.
         device: On MLX's device ``"cpu"`` or ``"gpu"``.
 
@@ -41,16 +41,16 @@ def main(
     import mlx.core as mx  # noqa: PLC0415 - the guard comes first
 
     from qwen_mfa.kernels.registry import named  # noqa: PLC0415
-    from qwen_mfa.validation.validate import prove  # noqa: PLC0415
+    from qwen_mfa.validation.validate import validate  # noqa: PLC0415
     from qwen_mfa.validation.variants import Variant  # noqa: PLC0415
 
     mx.set_default_device(mx.Device(mx.DeviceType.cpu if device == "cpu" else mx.DeviceType.gpu))
     kernel = named(kernel_name)
     if kernel is None:
         sys.exit(f"there is no kernel {kernel_name}")
-    verdict = prove(kernel, Variant(**json.loads(variant)))
+    result = validate(kernel, Variant(**json.loads(variant)))
     with os.fdopen(int(answer), "w", encoding="utf-8") as stream:
-        json.dump(asdict(verdict), stream)
+        json.dump(asdict(result), stream)
         stream.flush()
         # Without Python's and the library's own clean-up, which a bad library may not survive.
         os._exit(0)

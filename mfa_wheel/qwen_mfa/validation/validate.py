@@ -1,4 +1,4 @@
-"""Proves a kernel right for one variant, against float64, with bounds that are derived.
+"""Validates a kernel for one variant, against float64, with bounds that are derived.
 
 What is looked for are the failures that attention kernels really have: only some heads computed,
 a mask scaled, inverted or misaligned, offsets taken from the wrong length, results of an earlier
@@ -46,18 +46,18 @@ _SAME = 2  # heads of keys and entries of a batch: enough to see a wrong offset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
-    """What a proof found.
+class ValidationResult:
+    """What a validation found.
 
     Attributes:
         ok: Whether everything held.
         reason: What did not, in words; empty when all is well.
         error: Largest error against float64, absolute (values are of size 1).
         margin: Largest error as a fraction of its bound.
-        seconds: What the proof took.
-        died: Whether the kernel ended the process of its proof.
+        seconds: What the validation took.
+        died: Whether the kernel ended the process of its validation.
         lasting: Whether another try would find the same.
-        outside: Whether something else than the kernel ended its proof.
+        outside: Whether something else than the kernel ended its validation.
 
     """
 
@@ -84,7 +84,7 @@ class _Case:
     batch: int = _SAME
 
 
-def prove(kernel: Kernel, variant: Variant) -> Verdict:
+def validate(kernel: Kernel, variant: Variant) -> ValidationResult:
     """Run ``kernel`` on small and on long problems of ``variant``. Never raises."""
     start = time.perf_counter()
     error = margin = 0.0
@@ -104,15 +104,15 @@ def prove(kernel: Kernel, variant: Variant) -> Verdict:
         else:
             try:
                 flaw, worst, share = _examine(kernel, problem, drawn)
-            except Exception as failure:  # noqa: BLE001 - whatever a kernel does is a verdict
+            except Exception as failure:  # noqa: BLE001 - whatever a kernel does is a result
                 flaw, worst, share = f"{type(failure).__name__}: {failure}", 0.0, 0.0
             error, margin = max(error, worst), max(margin, share)
         if flaw is not None:
             reason = f"{case.title} ({problem}): {flaw}"
-            return Verdict(
+            return ValidationResult(
                 ok=False, reason=reason, error=error, margin=margin, seconds=_since(start)
             )
-    return Verdict(ok=True, error=error, margin=margin, seconds=_since(start))
+    return ValidationResult(ok=True, error=error, margin=margin, seconds=_since(start))
 
 
 def _cases(variant: Variant) -> Iterator[_Case]:

@@ -1,7 +1,7 @@
-"""What proof and tuning treat alike: variants of a problem, and classes of its sizes.
+"""What validation and tuning treat alike: variants of a problem, and classes of its sizes.
 
-A *variant* is what may need code of its own in a kernel: it is proved once. A *class* is a variant
-together with ranges of its sizes: it is measured once. Lengths fall into half octaves
+A *variant* is what may need code of its own in a kernel: it is validated once. A *class* is a
+variant together with ranges of its sizes: it is measured once. Lengths fall into half octaves
 (…, 725 to 1024, 1025 to 1448, …), so that a new prompt seldom leaves the class of the one before.
 """
 
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qwen_mfa.problem import Problem
 
-# Beyond this length, kernels have no further cases: longer problems share a proof.
+# Beyond this length, kernels have no further cases: longer problems share a validation.
 LONGEST_PROOF_CLASS = 2048
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """What is proved at once. Memory layouts are not told apart: every proof goes through several.
+    """What one validation covers. Memory layouts are not told apart: each goes through several.
 
     Attributes:
         dtype: As in `Problem`.

@@ -328,7 +328,7 @@ def test_coverage(pack: Path, record: shaders.Record, tmp_path: Path) -> None:
 
     def verify(*keys: str) -> int:
         origins = [{"key": key} for key in keys]
-        report.write_text(json.dumps({"sections": {"proof": {"origins": origins}}}))
+        report.write_text(json.dumps({"sections": {"validation": {"origins": origins}}}))
         command = ["shaders", "verify", str(pack), "--record", str(record.folder)]
         return main([*command, "--report", str(report)])
 

@@ -88,10 +88,10 @@ def test_the_checker_finds_nothing_and_schedules_change_nothing(simulator: Simul
 def test_the_package_proves_its_engine_over_it(
     family: int, variant: str, simulator: Simulator
 ) -> None:
-    section = simulator.proof(family, variant, quick=True)
+    section = simulator.validation(family, variant, quick=True)
     assert section["failures"] == []
-    assert len(section["proofs"]) > 20
-    assert {proof["kernel"] for proof in section["proofs"]} == {"metal", "metal-low"}
+    assert len(section["validations"]) > 20
+    assert {validation["kernel"] for validation in section["validations"]} == {"metal", "metal-low"}
     origins = section["origins"]
     assert {o["variant"] for o in origins if o["options"]} <= {variant, "upstream"}
     assert all(o["options"].startswith("language=3.2 math=relaxed") for o in origins)

@@ -21,10 +21,10 @@ SCRIPT = ROOT / ".ci" / "gpu_selftest.py"
 PARAVIRTUAL = "Apple Paravirtual device, applegpu, GPU family Apple0"
 
 
-def report(verdict: str, *rows: tuple[str, str, str]) -> dict[str, Any]:
+def report(result: str, *rows: tuple[str, str, str]) -> dict[str, Any]:
     """Return a report with one row for each subject, what was found, and the refusal."""
     checks = [{"subject": s, "found": f, "refusal": r} for s, f, r in rows]
-    return {"verdict": verdict, "checks": checks, "reasons": [r for _, _, r in rows if r]}
+    return {"result": result, "checks": checks, "reasons": [r for _, _, r in rows if r]}
 
 
 MACOS = ("macOS", "15.7 (24G222)", "")
@@ -88,7 +88,7 @@ def test_where_a_gpu_is_meant_to_be_no_refusal_is_accepted(program: Path) -> Non
         report("refused", ("library", "none", "not there"), ("Metal device", PARAVIRTUAL, "no")),
         report("failed", ("Metal device", PARAVIRTUAL, "it is not of GPU family Apple7")),
         {**VIRTUAL, "reasons": ["something else"]},
-        {"verdict": "refused"},
+        {"result": "refused"},
         None,
     ],
 )
@@ -121,7 +121,7 @@ def test_the_notes_say_that_no_gpu_ran_it(tmp_path: Path) -> None:
         assert "No GPU ran this release" in gpu.notes(reports)
 
 
-@pytest.mark.parametrize("given", [{**REAL, "verdict": "failed"}, {}, {"checks": 3}])
+@pytest.mark.parametrize("given", [{**REAL, "result": "failed"}, {}, {"checks": 3}])
 def test_a_bad_report_stops_a_release(tmp_path: Path, given: dict[str, Any]) -> None:
     with pytest.raises(ReleaseError, match=r"report\.json"):
         gpu.notes(written(tmp_path, given))

@@ -115,7 +115,7 @@ def test_a_failing_kernel_counts_as_mlx(counted: Usage, monkeypatch: pytest.Monk
     def fail(call: object) -> mx.array:
         raise NativeError("mfa_portable_attention", 5, "injected")
 
-    attend()  # proves the kernel, before it begins to fail
+    attend()  # validates the kernel, before it begins to fail
     monkeypatch.setattr(cpu, "run", fail)
     attend()
     assert counted.kernels == {"cpu": 1, "mlx": 1}

@@ -71,7 +71,7 @@ def mac(
     from qwen_mfa.kernels.metal import device, execute
     from qwen_mfa.native import library
     from qwen_mfa.selection import candidates, session
-    from qwen_mfa.validation.validate import Verdict
+    from qwen_mfa.validation.validate import ValidationResult
 
     def forget() -> None:
         execute.reset()
@@ -83,10 +83,10 @@ def mac(
     values = dict(activate.SYSCTL)
     monkeypatch.setenv("QWEN_MFA_LIBRARY", str(standin_library))
     monkeypatch.setenv("QWEN_MFA_BACKEND", "metal")
-    # Proof through the stand-ins has tests of its own.
-    if not request.node.get_closest_marker("proof"):
-        proved = Verdict(ok=True)
-        monkeypatch.setattr(candidates, "proved", lambda *_: proved)
+    # Validation through the stand-ins has tests of its own.
+    if not request.node.get_closest_marker("validation"):
+        validated = ValidationResult(ok=True)
+        monkeypatch.setattr(candidates, "validated", lambda *_: validated)
     with monkeypatch.context() as patches:
         activate.activate(patches.setattr, values)
         import Metal

@@ -1,4 +1,4 @@
-"""Proof, choice and failure of the Metal kernels, child process included, over the stand-ins."""
+"""Validation, choice and failure of the Metal kernels, in a child too, over the stand-ins."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from qwen_mfa.kernels import metal
 from qwen_mfa.kernels.base import Call
 from qwen_mfa.problem import describe
 from qwen_mfa.selection import candidates, choose, session
-from qwen_mfa.validation.child import prove_in_child
-from qwen_mfa.validation.validate import prove
+from qwen_mfa.validation.child import validate_in_child
+from qwen_mfa.validation.validate import validate
 from qwen_mfa.validation.variants import variant_of
 from tests.qwen_mfa.attention.problems import Shape, assert_exact, draw
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qwen_mfa.validation.variants import Variant
     from tests.qwen_mfa.metal.conftest import StandinMac
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.validation
 SHAPE = Shape(b=1, hq=2, hkv=2, sq=13, skv=21, d=16, dv=16)
 
 
@@ -47,8 +47,8 @@ def test_both_kernels_are_proved_for_what_they_take(
         if kernel is metal.low and dtype != mx.bfloat16:
             continue
         runs = mac.count("runs")
-        verdict = prove(kernel, variant(dtype, mask))
-        assert verdict.ok, verdict.reason
+        result = validate(kernel, variant(dtype, mask))
+        assert result.ok, result.reason
         assert mac.count("runs") > runs + 6
 
 
@@ -59,10 +59,10 @@ def test_forced_it_is_proved_in_a_child_first_and_then_runs(
     q, k, v = draw(SHAPE)
     out = qwen_mfa.scaled_dot_product_attention(q, k, v, scale=0.25)
     assert_exact(out, Call(q=q, k=k, v=v, scale=0.25))
-    assert mac.count("runs") == 2, "the proof ran elsewhere"
+    assert mac.count("runs") == 2, "the validation ran elsewhere"
     problem = describe(q, k, v)
     assert problem is not None
-    assert candidates.proved(metal.accurate, problem) is not None
+    assert candidates.validated(metal.accurate, problem) is not None
 
 
 @pytest.mark.parametrize(
@@ -78,11 +78,11 @@ def test_a_library_that_fails_its_proof_never_runs_here(
     mac: StandinMac, children: Callable[[str], None], switches: str, part: str
 ) -> None:
     children(switches)
-    verdict = prove_in_child("metal", variant(), "cpu")
-    assert not verdict.ok
-    assert part in verdict.reason
+    result = validate_in_child("metal", variant(), "cpu")
+    assert not result.ok
+    assert part in result.reason
     q, k, v = draw(SHAPE)
-    with pytest.raises(BackendError, match="not proved right"):
+    with pytest.raises(BackendError, match="not validated"):
         qwen_mfa.scaled_dot_product_attention(q, k, v, scale=0.25)
     assert mac.count("encodes") == 0
 
@@ -91,14 +91,14 @@ def test_messages_on_standard_output_do_not_disturb_the_proof(
     mac: StandinMac, children: Callable[[str], None]
 ) -> None:
     children("prints=1")
-    verdict = prove_in_child("metal", variant(), "cpu")
-    assert verdict.ok, verdict.reason
+    result = validate_in_child("metal", variant(), "cpu")
+    assert result.ok, result.reason
     del mac
 
 
 def test_a_plain_variant_is_used_where_upstream_s_is_rejected(mac: StandinMac) -> None:
     mac.switch(rejects_asm=1)
-    assert prove(metal.accurate, variant()).ok
+    assert validate(metal.accurate, variant()).ok
 
 
 def test_unforced_it_must_be_measured_faster(
@@ -114,8 +114,8 @@ def test_unforced_it_must_be_measured_faster(
     choice = choose.choose(problem)
     (finding,) = (x for x in choice.findings if x.kernel is metal.accurate)
     assert choice.kernel.name == "mlx"
-    assert finding.verdict is not None
-    assert finding.verdict.ok
+    assert finding.validation is not None
+    assert finding.validation.ok
     assert finding.samples
     assert "MLX's speed" in finding.reason
     del mac

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.qwen_mfa.metal.conftest import StandinMac
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.validation
 
 
 def report_of(tmp_path: Path, *options: str) -> tuple[int, dict]:  # type: ignore[type-arg]
@@ -32,7 +32,7 @@ def test_elsewhere_it_refuses_and_still_reports(
 ) -> None:
     status, report = report_of(tmp_path)
     assert status == 3
-    assert report["verdict"] == "refused"
+    assert report["result"] == "refused"
     assert report["reasons"] == [f"Metal needs macOS, and this is {sys.platform}"]
     assert report["sections"] == {}
     assert "REFUSED" in capsys.readouterr().out
@@ -47,13 +47,13 @@ def test_everything_is_run_and_reported(
     children("rejects_asm=1 prints=1")
     status, report = report_of(tmp_path, "--quick")
     assert report["reasons"] == []
-    assert (status, report["verdict"], report["quick"]) == (0, "passed", True)
-    proofs = report["sections"]["proof"]["proofs"]
+    assert (status, report["result"], report["quick"]) == (0, "passed", True)
+    validations = report["sections"]["validation"]["validations"]
     # fp32: 3 dtypes of (3 + 1 + 3 + 3) variants; fp16: bfloat16 alone.
-    assert [p["kernel"] for p in proofs].count("metal") == 30
-    assert [p["kernel"] for p in proofs].count("metal-low") == 10
-    assert all(p["ok"] and 0 < p["margin"] <= 1 for p in proofs)
-    origins = report["sections"]["proof"]["origins"]
+    assert [p["kernel"] for p in validations].count("metal") == 30
+    assert [p["kernel"] for p in validations].count("metal-low") == 10
+    assert all(p["ok"] and 0 < p["margin"] <= 1 for p in validations)
+    origins = report["sections"]["validation"]["origins"]
     assert {(o["place"], o["variant"]) for o in origins} == {("runtime", "plain")}
     assert report["sections"]["leak"]["calls"] == 300
     rows = report["sections"]["timing"]["rows"]
@@ -81,9 +81,9 @@ def test_failures_are_reported(
     part: str,
 ) -> None:
     children(switches)
-    monkeypatch.setattr(selftest_metal, "SECTIONS", {"leak": 60.0, "proof": 60.0})
+    monkeypatch.setattr(selftest_metal, "SECTIONS", {"leak": 60.0, "validation": 60.0})
     status, report = report_of(tmp_path, "--quick")
-    assert (status, report["verdict"]) == (1, "failed")
+    assert (status, report["result"]) == (1, "failed")
     assert part in " ".join(report["reasons"])
     del mac
 

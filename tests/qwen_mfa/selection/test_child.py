@@ -1,4 +1,4 @@
-"""The child process of a proof: it never outlives its parent, and its end is read rightly."""
+"""The child process of a validation: it never outlives its parent, and its end is read rightly."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ VARIANT = Variant(
     dtype="float32", mask="none", mask_axes="", relation="=", group=1, head_dim=64, value_dim=64,
     sinks=False, length=16,
 )  # fmt: skip
-# A parent whose child runs `code` in the place of a proof, and says its process number first.
+# A parent whose child runs `code` in the place of a validation, and says its process number first.
 PARENT = """
 import json, sys
 from qwen_mfa.validation import child
 from qwen_mfa.validation.variants import Variant
 child._CODE = sys.argv[1]
 child.LIMIT = float(sys.argv[2])
-print(child.prove_in_child("cpu", Variant(**json.loads(sys.argv[3])), "cpu"), flush=True)
+print(child.validate_in_child("cpu", Variant(**json.loads(sys.argv[3])), "cpu"), flush=True)
 """
 GUARDED = """
 import json, os, sys, time
@@ -105,16 +105,16 @@ def test_a_hanging_child_ends_by_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL", "SIGHUP", "SIGINT"])
 def test_an_end_from_outside_is_no_verdict(name: str) -> None:
-    verdict = child._of_signal(signal.Signals[name])
-    assert (verdict.died, verdict.lasting, verdict.outside) == (False, False, True)
-    assert "from outside" in verdict.reason
+    result = child._of_signal(signal.Signals[name])
+    assert (result.died, result.lasting, result.outside) == (False, False, True)
+    assert "from outside" in result.reason
 
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP"])
 def test_a_crash_is_one(name: str) -> None:
-    verdict = child._of_signal(signal.Signals[name])
-    assert (verdict.died, verdict.lasting, verdict.outside) == (True, True, False)
-    assert name in verdict.reason
+    result = child._of_signal(signal.Signals[name])
+    assert (result.died, result.lasting, result.outside) == (True, True, False)
+    assert name in result.reason
 
 
 NOISY = """
@@ -133,8 +133,8 @@ def test_what_a_library_prints_does_not_matter(monkeypatch: pytest.MonkeyPatch) 
     """Nor does what it starts and leaves behind."""
     monkeypatch.setattr(child, "_CODE", GUARDED + NOISY)
     start = time.monotonic()
-    verdict = child.prove_in_child("cpu", VARIANT, "cpu")
-    assert verdict.ok, verdict.reason
+    result = child.validate_in_child("cpu", VARIANT, "cpu")
+    assert result.ok, result.reason
     assert time.monotonic() - start < child.LIMIT
 
 

@@ -31,7 +31,7 @@ MLX_SLACK = {"float32": 64.0, "float16": 48.0, "bfloat16": 48.0}
 
 @st.composite
 def problems(draw: st.DrawFn) -> Problem:
-    """Variants are few, so that not every example has to be proved and measured first."""
+    """Variants are few, so that not every example has to be validated and measured first."""
     heads_kv, group = draw(st.sampled_from([(1, 1), (3, 1), (2, 2)]))
     batch, heads = draw(st.integers(1, 2)), heads_kv * group
     sq, skv = draw(st.integers(1, 40)), draw(st.integers(1, 60))

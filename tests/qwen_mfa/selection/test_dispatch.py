@@ -155,7 +155,7 @@ def test_nothing_is_measured_twice(measured: list[tuple[str, Problem]], cold: Pa
     session.start()  # as in a new process
     choice = choose.choose(problem(110))
     assert choice.kernel is cpu
-    assert choice.reason.startswith("proved, and 2.01 x MLX's speed")
+    assert choice.reason.startswith("validated, and 2.01 x MLX's speed")
     assert len(measured) == 1
     choose.choose(problem(300))
     assert len(measured) == 2
@@ -230,7 +230,7 @@ def test_without_a_writable_home(
 def test_tiny_problems_are_not_looked_at(cold: Path) -> None:
     assert "tiny" in choose.choose(problem(8)).reason
     attend(draw(problem(8)))
-    assert not cold.exists(), "nothing was proved, measured or kept"
+    assert not cold.exists(), "nothing was validated, measured or kept"
 
 
 def test_where_mlx_is_chosen_a_look_up_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,9 +364,11 @@ def test_many_processes_start_cold(cold: Path) -> None:
     outputs = [child.communicate(timeout=120)[0] for child in children]
     assert all(child.returncode == 0 for child in children)
     assert all(finished(output) < 1e-5 for output in outputs)
-    proofs = sum(output.count("kernel cpu for") for output in outputs)
+    validations = sum(output.count("kernel cpu for") for output in outputs)
     measurements = sum("x MLX's speed" in output for output in outputs)
-    assert (proofs, measurements) == (1, 1), "one process proves and measures, the others wait"
+    assert (validations, measurements) == (1, 1), (
+        "one process validates and measures, the others wait"
+    )
     assert not list(cold.glob(".*"))
 
 
@@ -381,7 +383,7 @@ tuning.measure = measure
 
 
 def test_killed_while_tuning(cold: Path) -> None:
-    """Killed by somebody, however often, is no verdict on the kernel: the next takes over."""
+    """Killed by somebody, however often, says nothing about the kernel: the next takes over."""
 
     def end_one(how: signal.Signals) -> None:
         command = [sys.executable, "-c", SLOW_TUNING + COLD]
@@ -423,7 +425,7 @@ def test_crashing_twice_while_tuning(cold: Path) -> None:
     session.start()
     choice = choose.choose(problem(300))
     assert choice.kernel is mlx
-    assert "2 times, proving or measuring it crashed" in choice.reason
+    assert "2 times, validating or measuring it crashed" in choice.reason
 
 
 def test_interrupting_tuning_is_not_a_death(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from qwen_mfa.machine import Host
 from qwen_mfa.native import library
 from qwen_mfa.selection import candidates, decisions, session
 from qwen_mfa.tuning import measure
-from qwen_mfa.validation.validate import Verdict
+from qwen_mfa.validation.validate import ValidationResult
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -143,7 +143,7 @@ def test_at_most_three_the_greatest_gain_first(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("QWEN_MFA_TUNE", "0")
     monkeypatch.setenv("QWEN_MFA_NUM_THREADS", "1")
     bad = candidates.Finding(
-        kernel=cpu, reason="wrong", verdict=Verdict(ok=False, reason="head 1 is wrong")
+        kernel=cpu, reason="wrong", validation=ValidationResult(ok=False, reason="head 1 is wrong")
     )
     given = advice.give(replace(LINUX, backends=()), "none", "", [bad])
     assert len(given) == 3
@@ -174,8 +174,8 @@ def test_doctor_on_a_good_machine(capsys: pytest.CaptureFixture[str]) -> None:
         for found in shape["candidates"]:
             if "metal" in found["kernel"]:
                 continue
-            assert found["proof"]["ok"]
-            assert found["proof"]["error"] > 0
+            assert found["validation"]["ok"]
+            assert found["validation"]["error"] > 0
             assert found["measured"][0]["seconds"] > 0
             assert found["reason"]
         assert shape["kernel"] in {"mlx", *names}

@@ -1,4 +1,4 @@
-"""Each known failure, seeded into a stand-in library: proof sees it, and results stay right."""
+"""Each known failure, seeded into a stand-in: validation sees it, and results stay right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qwen_mfa.problem import Problem
 from qwen_mfa.selection import candidates, choose, decisions, session
 from qwen_mfa.validation import child
 from qwen_mfa.validation.inputs import Drawn, draw
-from qwen_mfa.validation.validate import prove
+from qwen_mfa.validation.validate import validate
 from qwen_mfa.validation.variants import variant_of
 from tests.qwen_mfa.attention.problems import assert_exact
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """``says``: part of what the proof must find."""
+    """``says``: part of what the validation must find."""
 
     name: str
     says: str = "rows are wrong"
@@ -104,25 +104,25 @@ def test_proof_sees_it_and_the_result_is_right(fault: Fault, use_faulty: Faulty)
     assert_exact(attend(drawn), drawn.call, factor=factor)
     assert choose.choose(problem).kernel is not cpu
     finding = found(problem)
-    assert finding.verdict is not None
-    assert not finding.verdict.ok
-    assert fault.says in finding.verdict.reason
-    # Forcing overrides measurements, not proof.
+    assert finding.validation is not None
+    assert not finding.validation.ok
+    assert fault.says in finding.validation.reason
+    # Forcing overrides measurements, not validation.
     with (
         qwen_mfa.use("cpu"),
-        pytest.raises(BackendError, match=r"forces kernel cpu, which cannot run for .*proved"),
+        pytest.raises(BackendError, match=r"forces kernel cpu, which cannot run for .*validated"),
     ):
         attend(drawn)
 
 
 def test_without_a_fault_the_stand_in_is_proved(use_faulty: Faulty) -> None:
-    """The control: or the faults might not be what the proofs object to."""
+    """The control: or the faults might not be what the validations object to."""
     use_faulty("none")
     for fault in FAULTS:
         problem = problem_of(fault)
-        verdict = candidates.prove(cpu, problem)
-        assert verdict.ok, verdict.reason
-        assert 0 < verdict.margin <= 1
+        result = candidates.validate(cpu, problem)
+        assert result.ok, result.reason
+        assert 0 < result.margin <= 1
         drawn = draw(problem)
         with qwen_mfa.use("cpu"):
             assert_exact(attend(drawn), drawn.call)
@@ -134,7 +134,7 @@ def test_one_wrong_element_is_enough(dtype: str) -> None:
     """An error a few times its bound in one element of thousands: an average would not move."""
 
     class OffInOnePlace:
-        name, roundoff, needs_child_proof = "off", cpu.roundoff, False
+        name, roundoff, needs_child_validation = "off", cpu.roundoff, False
         refuses = staticmethod(cpu.refuses)
 
         def run(self, call: Call) -> mx.array:
@@ -144,10 +144,10 @@ def test_one_wrong_element_is_enough(dtype: str) -> None:
             return out
 
     variant = variant_of(problem_of(Fault(name="off", dtype=dtype)))
-    assert prove(cpu, variant).ok
-    verdict = prove(OffInOnePlace(), variant)
-    assert not verdict.ok
-    assert "1 of 140 rows are wrong, in 1 of 4 heads; at head 1, row 7" in verdict.reason
+    assert validate(cpu, variant).ok
+    result = validate(OffInOnePlace(), variant)
+    assert not result.ok
+    assert "1 of 140 rows are wrong, in 1 of 4 heads; at head 1, row 7" in result.reason
 
 
 def test_a_kernel_that_hangs_is_given_up(
@@ -166,9 +166,9 @@ def test_a_kernel_that_hangs_is_given_up(
 
 def test_death_condemns_the_kernel_for_every_variant(use_faulty: Faulty) -> None:
     use_faulty("abort")
-    first = candidates.prove(cpu, problem_of(Fault(name="abort")))
+    first = candidates.validate(cpu, problem_of(Fault(name="abort")))
     assert first.died
-    other = candidates.prove(cpu, problem_of(Fault(name="abort", dtype="float16", seq_q=30)))
+    other = candidates.validate(cpu, problem_of(Fault(name="abort", dtype="float16", seq_q=30)))
     assert other.died
     assert other.seconds == 0.0, "it was started again"
 
@@ -178,8 +178,8 @@ def test_a_slow_kernel_is_proved_and_not_used(use_faulty: Faulty) -> None:
     problem = problem_of(Fault(name="slow"))
     assert choose.choose(problem).kernel is not cpu
     finding = found(problem)
-    assert finding.verdict is not None
-    assert finding.verdict.ok
+    assert finding.validation is not None
+    assert finding.validation.ok
     assert finding.samples[0].gain < 0
     assert "x MLX's speed" in finding.reason
     drawn = draw(problem)
@@ -190,7 +190,7 @@ def test_a_slow_kernel_is_proved_and_not_used(use_faulty: Faulty) -> None:
 def test_failing_later_quarantines(
     use_faulty: Faulty, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The device is lost after proof and tuning: MLX answers, one warning, not used again."""
+    """The device is lost after validation and tuning: MLX answers, one warning, not used again."""
     use_faulty("none")
     problem = problem_of(Fault(name="device-lost", seq_q=300, seq_kv=300))
     assert choose.choose(problem).kernel is cpu, choose.choose(problem).reason

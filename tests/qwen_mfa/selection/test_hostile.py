@@ -17,7 +17,7 @@ from qwen_mfa.selection import store
 from qwen_mfa.selection.decisions import Decisions
 from qwen_mfa.selection.store import Store
 from qwen_mfa.tuning.measure import Sample
-from qwen_mfa.validation.validate import Verdict
+from qwen_mfa.validation.validate import ValidationResult
 from qwen_mfa.validation.variants import Variant
 
 if TYPE_CHECKING:
@@ -181,8 +181,8 @@ BAD_VALUES = [None, "0.7", "no", [], {}, 1e308, float("nan"), float("inf"), 10**
 
 def survives(kept: Decisions) -> None:
     """Read whatever attention reads."""
-    verdict = kept.verdict("cpu", VARIANT, "cpu")
-    assert verdict is None or verdict.ok in {True, False}
+    result = kept.validation("cpu", VARIANT, "cpu")
+    assert result is None or result.ok in {True, False}
     for sample in kept.samples("cpu", "key", "cpu") or ():
         assert sample.wins in {True, False}
         assert str(sample)
@@ -195,12 +195,12 @@ def survives(kept: Decisions) -> None:
 @pytest.mark.parametrize("value", BAD_VALUES, ids=str)
 def test_malformed_values(value: Any, tmp_path: Path) -> None:
     kept = Decisions(Store(tmp_path, ENVIRONMENT))
-    verdict = asdict(Verdict(ok=True))
-    for field in verdict:
-        kept.store.put(f"proof cpu cpu {VARIANT.key}", {**verdict, field: value})
+    result = asdict(ValidationResult(ok=True))
+    for field in result:
+        kept.store.put(f"validation cpu cpu {VARIANT.key}", {**result, field: value})
         survives(kept)
         if field == "ok" and value is not True:
-            assert kept.verdict("cpu", VARIANT, "cpu") is None, "it would let a kernel run"
+            assert kept.validation("cpu", VARIANT, "cpu") is None, "it would let a kernel run"
     sample = asdict(SAMPLE)
     for field in sample:
         kept.store.put("class cpu cpu key", {"samples": [{**sample, field: value}]})
@@ -222,11 +222,13 @@ def test_what_is_malformed_is_told(tmp_path: Path) -> None:
 
 def test_what_is_well_formed_is_kept(tmp_path: Path) -> None:
     kept = Decisions(Store(tmp_path, ENVIRONMENT))
-    kept.keep_verdict("cpu", VARIANT, "cpu", Verdict(ok=False, reason="x", error=float("nan")))
+    kept.keep_validation(
+        "cpu", VARIANT, "cpu", ValidationResult(ok=False, reason="x", error=float("nan"))
+    )
     kept.keep_samples("cpu", "key", "cpu", [SAMPLE, SAMPLE])
     kept.keep_standing("cpu", "")
     again = Decisions(Store(tmp_path, ENVIRONMENT))
-    found = again.verdict("cpu", VARIANT, "cpu")
+    found = again.validation("cpu", VARIANT, "cpu")
     assert found is not None
     assert not found.ok
     assert again.samples("cpu", "key", "cpu") == [SAMPLE, SAMPLE]

@@ -17,7 +17,7 @@ from qwen_mfa.kernels import mlx, mlx_fp16
 from qwen_mfa.problem import Problem
 from qwen_mfa.validation.inputs import draw
 from qwen_mfa.validation.reference import attention_float64
-from qwen_mfa.validation.validate import prove
+from qwen_mfa.validation.validate import validate
 from qwen_mfa.validation.variants import variant_of
 
 if TYPE_CHECKING:
@@ -145,8 +145,8 @@ def test_refuses(changes: dict[str, object], says: str) -> None:
 @pytest.mark.parametrize("mask", ["none", "causal", "bool"])
 def test_it_is_proved(mask: str) -> None:
     of = problem(mask=mask, mask_shape=(12, 17) if mask == "bool" else ())
-    verdict = prove(mlx_fp16, variant_of(of))
-    assert verdict.ok, verdict.reason
+    result = validate(mlx_fp16, variant_of(of))
+    assert result.ok, result.reason
     call = draw(of).call
     with qwen_mfa.use("mlx-fp16"):
         out = qwen_mfa.scaled_dot_product_attention(

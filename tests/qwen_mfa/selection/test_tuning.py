@@ -53,7 +53,7 @@ class Simulation:
     mlx_work: list[float] = field(default_factory=list)
     name: str = "simulated"
     roundoff: float = 2**-24
-    needs_child_proof: bool = False
+    needs_child_validation: bool = False
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)  # noqa: S311 - noise, not secrets
@@ -165,7 +165,7 @@ def test_extrapolation_needs_more(measured: Callable[..., list[measure.Sample]])
 def test_a_clock_that_jumps(
     jump: float, faster: float, measured: Callable[..., list[measure.Sample]]
 ) -> None:
-    """One jump, at any run: the verdict is that of the other pairs, and tuning ends."""
+    """One jump, at any run: the result is that of the other pairs, and tuning ends."""
     for at in range(2, 16):
         jumps = (*itertools.repeat(0.0, at), jump)
         rates = {"kernel_rate": faster * 1e13, "mlx_rate": 1e13}
@@ -179,7 +179,7 @@ def test_a_real_kernel_against_itself_does_not_win() -> None:
     """MLX, evaluated eagerly, against MLX: no simulation, and no gain that could be believed."""
 
     class Same:
-        name, roundoff, needs_child_proof = "same", 2**-24, False
+        name, roundoff, needs_child_validation = "same", 2**-24, False
 
         def refuses(self, problem: Problem) -> str | None:
             return None

@@ -44,7 +44,7 @@ class Plan:
 
     halves: Halves
     trial: Trial
-    proved: bool = False
+    validated: bool = False
 
 
 class Blocks:
@@ -93,7 +93,7 @@ class Blocks:
             result = self.by_host(block, arguments)
         elif plan.trial.running:
             result = plan.trial.run(self, plan, block, arguments)
-        elif plan.trial.fused and (plan.proved or self._prove(plan, block, arguments)):
+        elif plan.trial.fused and (plan.validated or self._validate(plan, block, arguments)):
             telemetry.count_part(PART, "fused")
             result = self.cut(plan, block, arguments, parameters)
         else:
@@ -199,14 +199,14 @@ class Blocks:
             self._structures.append(structure)
             return len(self._structures) - 1
 
-    def _prove(self, plan: Plan, block: nn.Module, arguments: dict[str, Any]) -> bool:
+    def _validate(self, plan: Plan, block: nn.Module, arguments: dict[str, Any]) -> bool:
         """Run the halves once to their end: what cannot be compiled here shows now, not later."""
         try:
             mx.eval(self.cut(plan, block, arguments))
         except (CutError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             plan.trial.refuse(error)
             return False
-        plan.proved = True
+        plan.validated = True
         plan.trial.record.keep_compiled(0.0)
         return True
 

@@ -95,7 +95,7 @@ class Trial:
             mx.eval([v for v in arguments.values() if v is not None and not isinstance(v, int)])
         except FAILURES:  # inside mx.compile or mx.vmap: nothing can be found out there
             return blocks.by_host(block, arguments)
-        if not plan.proved:
+        if not plan.validated:
             return self._validate(blocks, plan, block, arguments)
         return self._timed(blocks, plan, block, arguments)
 
@@ -127,7 +127,7 @@ class Trial:
         if not self.error <= self.allowed:
             self.refuse(f"its error is {self.error:.1e} where {self.allowed:.1e} is allowed")
             return own
-        plan.proved = True
+        plan.validated = True
         if self._forced:
             self._decide(fused=True, reason="asked for")
         return own

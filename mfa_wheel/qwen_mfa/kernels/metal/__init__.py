@@ -21,12 +21,12 @@ class MetalKernel:
         name: What users call it.
         roundoff: Unit roundoff of scores and weights.
         intermediate: The library's word for the class: ``"fp32"``, or ``"fp16"`` (weights in
-            FP16; the library treats ``"bf16"`` alike). Proof and tuning choose between them.
-        needs_child_proof: A driver may end the process, so the first proof has one of its own.
+            FP16; the library treats ``"bf16"`` alike). Validation and tuning choose between them.
+        needs_child_validation: A driver may end the process: the first validation has its own.
 
     """
 
-    needs_child_proof = True
+    needs_child_validation = True
 
     def __init__(self, *, name: str, intermediate: str, roundoff: float) -> None:
         self.name = name

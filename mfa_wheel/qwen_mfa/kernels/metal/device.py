@@ -126,7 +126,7 @@ def _look() -> list[Check]:
     return done
 
 
-def _verdict(subject: str, found: str, *, ok: bool, refusal: str) -> Check:
+def _check(subject: str, found: str, *, ok: bool, refusal: str) -> Check:
     return Check(subject=subject, found=found, refusal=None if ok else refusal)
 
 
@@ -134,7 +134,7 @@ def _system() -> Check:
     version = system.macos_version()
     text = ".".join(map(str, version)) or "unknown"
     build = system.sysctl("kern.osversion") or "unknown build"
-    return _verdict(
+    return _check(
         "macOS",
         f"{text} ({build})",
         ok=version >= OLDEST_MACOS,
@@ -156,7 +156,7 @@ def _processor() -> Check:
 def _mlx_version() -> Check:
     text = metadata.version("mlx")
     numbers = tuple(int(x) for x in re.findall(r"\d+", text)[:2])
-    return _verdict(
+    return _check(
         "MLX",
         text,
         ok=numbers >= OLDEST_MLX,
@@ -174,7 +174,7 @@ def mlx_device() -> tuple[mx.DeviceType, str, str]:
 
 def _device_of_mlx() -> Check:
     kind, name, _ = mlx_device()
-    return _verdict(
+    return _check(
         "MLX's device",
         name if kind == mx.DeviceType.gpu else "CPU",
         ok=kind == mx.DeviceType.gpu,
@@ -187,7 +187,7 @@ def _library() -> Check:
         found = library.load()
     except LibraryError as error:
         return Check(subject="library", found="none", refusal=str(error))
-    return _verdict(
+    return _check(
         "library",
         f"{found.path} ({found.origin})",
         ok=not found.is_portable,
@@ -253,7 +253,7 @@ def _metal_device() -> Check:
         return Check(
             subject="Metal device", found=found, refusal=f"{gpu.name} makes no command queue"
         )
-    return _verdict(
+    return _check(
         "Metal device",
         found,
         ok=gpu.family >= APPLE7,
@@ -265,7 +265,7 @@ def _same_device() -> Check:
     # By name: the architecture is what MLX_METAL_GPU_ARCH says, where somebody set it.
     _, name, architecture = mlx_device()
     gpu = describe_gpu()
-    return _verdict(
+    return _check(
         "MLX's GPU",
         f"{name}, {architecture}",
         ok=name == gpu.name,
@@ -281,7 +281,7 @@ def _buffers() -> Check:
     probe = mx.zeros((3,), dtype=mx.float32)
     mx.eval(probe)
     why = dlpack.why_not_metal(probe)
-    return _verdict(
+    return _check(
         "MLX's buffers",
         why or "Metal buffers by DLPack",
         ok=why is None,

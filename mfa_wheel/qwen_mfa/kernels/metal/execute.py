@@ -295,5 +295,5 @@ def _encode(engine: _Engine, objc: Any, commands: Any, work: _Work) -> int:
         work.intermediate.encode(),
     )
     # On failure the library has also printed to standard output. Nothing is caught here: pointing
-    # the process's output elsewhere would swallow other threads' lines. Proof runs in a child.
+    # the process's output elsewhere would swallow other threads' lines. Validation runs in a child.
     return code

@@ -20,7 +20,7 @@ from qwen_mfa.transforms import padding
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# What is compared here is results: the native kernel runs (once proved) even where a busy machine
+# What is compared here is results: once validated, the native kernel runs even where a busy machine
 # could not measure that it is faster. Child processes inherit it.
 os.environ["QWEN_MFA_BACKEND"] = "cpu"
 
