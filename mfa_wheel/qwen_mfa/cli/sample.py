@@ -22,7 +22,8 @@ from qwen_mfa.kernels import mlx, registry
 from qwen_mfa.kernels.base import Call
 
 HEADS, HEAD_DIM = 24, 128
-TEXT_TOKENS, PADDED = 100, 37  # the padding is the end of the text
+TEXT_TOKENS, PADDED = 100, 37  # the padding is the end of the text, which comes first
+HIDDEN = slice(TEXT_TOKENS - PADDED, TEXT_TOKENS)  # keys, by a padding mask
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 TIMEOUT = 600.0
 
@@ -67,9 +68,8 @@ def draw(dtype: str, *, masked: bool, image_tokens: int) -> Call:
     q, k, v = (
         mx.random.normal(shape, key=key).astype(DTYPES[dtype]).transpose(0, 2, 1, 3) for key in keys
     )
-    # Joint order is text first; the text's tail is padding.
     position = mx.arange(tokens)
-    hidden = (position >= TEXT_TOKENS - PADDED) & (position < TEXT_TOKENS)
+    hidden = (position >= HIDDEN.start) & (position < HIDDEN.stop)
     mask = mx.logical_not(hidden)[None, None, None, :] if masked else None
     call = Call(q=q, k=k, v=v, scale=HEAD_DIM**-0.5, mask=mask)
     mx.eval(call.arrays())

@@ -68,7 +68,9 @@ def test_selftest_json() -> None:
     assert all(row["kernel"] == "cpu" and row["error"] <= row["allowed"] for row in report["rows"])
 
 
-@pytest.mark.parametrize("fault", ["first head only", "mask ignored", "a little off", "NaN"])
+@pytest.mark.parametrize(
+    "fault", ["first head only", "one row", "mask ignored", "a little off", "NaN"]
+)
 def test_selftest_sees_a_wrong_kernel(
     fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +82,8 @@ def test_selftest_sees_a_wrong_kernel(
         out = right(call)
         if fault == "first head only":
             out = mx.where(mx.arange(out.shape[1])[:, None, None] == 0, out, 0)
+        if fault == "one row":
+            out[:, 11, 77] = out[:, 11, 76]
         if fault == "a little off":
             out = out * 1.02
         if fault == "NaN":
