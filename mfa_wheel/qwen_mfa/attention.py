@@ -14,12 +14,14 @@ from qwen_mfa.kernels import mlx
 from qwen_mfa.kernels.base import Call
 from qwen_mfa.native import buffers
 from qwen_mfa.problem import describe
-from qwen_mfa.selection import choose, session
+from qwen_mfa.selection import choose, override, removal, session
 from qwen_mfa.transforms import padding
 from qwen_mfa.transforms.autodiff import differentiable, evaluate
 
 if TYPE_CHECKING:
     from qwen_mfa.selection.override import Policy
+
+_CPU = mx.DeviceType.cpu
 
 
 def scaled_dot_product_attention(
@@ -64,31 +66,37 @@ def scaled_dot_product_attention(
     Source of the semantics: ``mlx/fast.cpp`` of MLX 0.32.
 
     """
-    wanted = choose.policy()
     known = session.current
+    wanted = override.of_context.get() or known.policy
+    stays = False  # a mask that does for now, whatever it holds
     key: object
     try:
+        what: object = mask
+        if mask is not None and not isinstance(mask, str):
+            stays = known.looks.staying(mask)
+            what = (mask.shape, mask.dtype, stays)
         key = (
             *(q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype),
-            mask if mask is None or isinstance(mask, str) else (mask.shape, mask.dtype),
+            what,
             None if sinks is None else (sinks.shape, sinks.dtype),
             stream,
-            mx.default_device().type,
+            mx.default_device().type is _CPU,
             wanted,
         )
-        choice = known.choices.get(key)
+        tally = known.straight.get(key)
     except (AttributeError, TypeError):  # arguments that MLX rejects
-        key = choice = None
-    if choice is not None and not telemetry.recorder.subscribers:
+        key = tally = None
+    if tally is not None and not telemetry.recorder.subscribers:
         # The steady state where MLX's kernel is chosen: nothing but this look-up is added to it.
-        telemetry.count(mlx.name, choice.reason)
+        with tally.lock:
+            tally.number += 1
         return mlx.attention(
             q, k, v, scale=scale, mask=mask, sinks=sinks, force_fused=force_fused, stream=stream
         )
     if force_fused or not isinstance(scale, (int, float)) or describe(q, k, v, mask, sinks) is None:
         return _judged_by_mlx(q, k, v, scale, mask, sinks, force_fused, stream)
     call = Call(q=q, k=k, v=v, scale=scale, mask=mask, sinks=sinks, stream=stream)
-    return _attend(call, wanted, key)
+    return _attend(call, wanted, key, stays=stays)
 
 
 def _judged_by_mlx(
@@ -110,10 +118,10 @@ def _judged_by_mlx(
     )
 
 
-def _attend(call: Call, wanted: Policy, key: object = None) -> mx.array:
+def _attend(call: Call, wanted: Policy, key: object = None, *, stays: bool = False) -> mx.array:
     stream = buffers.working_stream()
     if stream is None:
-        return _dispatch(call, wanted, key)
+        return _dispatch(call, wanted, key, stays=stays)
     # In a forked child MLX's default streams are dead, also for what MLX's own kernel computes.
     if isinstance(call.stream, mx.Stream):
         return _dispatch(call, wanted)
@@ -121,24 +129,29 @@ def _attend(call: Call, wanted: Policy, key: object = None) -> mx.array:
         return _dispatch(replace(call, stream=None), wanted)
 
 
-def _dispatch(call: Call, wanted: Policy, key: object = None) -> mx.array:
-    parts = padding.visible_parts(call)
-    if parts is not None:
-        return _without_padding(parts, call, wanted)
+def _dispatch(call: Call, wanted: Policy, key: object = None, *, stays: bool = False) -> mx.array:
     known = session.current
     generation = known.generation
     inputs = _Inputs(call)
+    if isinstance(call.mask, mx.array) and not stays:
+        found = removal.parts_to_compute(call, wanted, inputs.are_evaluated)
+        if found is not None:
+            return _without_padding(*found, call, wanted)
     choice = choose.choose(call.problem, wanted=wanted, may_measure=inputs.are_evaluated)
     if choice.kernel is mlx:
-        # Whatever the arrays hold; where they hold a mask, it may hide padding next time.
-        if choice.final and key is not None and not isinstance(call.mask, mx.array):
-            known.keep(key, choice, generation)
+        if choice.final and key is not None and (stays or _goes_straight(call)):
+            known.keep_straight(key, telemetry.recorder.tally(mlx.name, choice.reason), generation)
         return _by_mlx(call, choice.reason)
     if _is_elsewhere(call.stream):
         return _by_mlx(call, "the caller's stream is of another device than MLX's default")
     if not inputs.are_evaluated():
         return _by_mlx(call, "inside mx.compile or mx.vmap, or a lazy foreign input")
     return differentiable(call, partial(_run, choice))
+
+
+def _goes_straight(call: Call) -> bool:
+    """Whether all calls of this kind are MLX's, whatever a mask holds: it may hide padding."""
+    return not isinstance(call.mask, mx.array) or not padding.may_apply(call.problem)
 
 
 class _Inputs:
@@ -171,8 +184,10 @@ def _run(choice: choose.Choice, call: Call) -> mx.array:
     return outcome.result
 
 
-def _without_padding(parts: tuple[padding.Part, ...], call: Call, wanted: Policy) -> mx.array:
-    telemetry.record(call.problem, None, "the mask only hides padded keys")
+def _without_padding(
+    parts: tuple[padding.Part, ...], reason: str, call: Call, wanted: Policy
+) -> mx.array:
+    telemetry.record(call.problem, None, reason)
     attend = partial(_attend, wanted=wanted)
     if call.problem.mask == "bool":
         return padding.attend(parts, call, attend)

@@ -27,6 +27,8 @@ SHADER_VARIANT = "QWEN_MFA_SHADER_VARIANT"
 INSTRUCTION_SETS = ("avx512amx", "avx512fp16", "avx512bf16", "avx512", "avx2", "neon", "generic")
 SHADER_VARIANTS = ("upstream", "plain")
 _SWITCH = {"": False, "0": False, "1": True}
+# What becomes of masks that only hide padded keys, where it is not measured.
+KEEP, REMOVE = "keep", "remove"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +38,8 @@ class Settings:
     Attributes:
         backend: Kernels forced or forbidden, as written; `qwen_mfa.selection.override` reads it.
         tunes: Whether kernels may be validated and measured.
-        keeps_padding: Whether masks that only hide padded keys stay.
+        padding: What becomes of masks that only hide padded keys: `KEEP`, `REMOVE`, or what was
+            measured to be faster (``""``).
         cache_dir: Where decisions are kept, if not in the system's place for caches.
         library: Another library than the embedded one.
         num_threads: Most threads of the portable engine; 0 leaves it the choice.
@@ -47,7 +50,7 @@ class Settings:
 
     backend: str = ""
     tunes: bool = True
-    keeps_padding: bool = False
+    padding: str = ""
     cache_dir: Path | None = None
     library: Path | None = None
     num_threads: int = 0
@@ -66,7 +69,7 @@ def current() -> Settings:
     return Settings(
         backend=os.environ.get(BACKEND, ""),
         tunes=_switch(TUNE, default="1"),
-        keeps_padding=_switch(KEEP_PADDING),
+        padding=_padding(),
         cache_dir=_path(CACHE_DIR),
         library=_path(LIBRARY),
         num_threads=_count(NUM_THREADS),
@@ -80,6 +83,12 @@ def _switch(variable: str, default: str = "") -> bool:
     if text not in _SWITCH:
         raise SettingError(variable, text, "say 0 or 1")
     return _SWITCH[text]
+
+
+def _padding() -> str:
+    if not os.environ.get(KEEP_PADDING):
+        return ""
+    return KEEP if _switch(KEEP_PADDING) else REMOVE
 
 
 def _count(variable: str) -> int:

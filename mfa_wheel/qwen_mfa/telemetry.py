@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from qwen_mfa import forks
 from qwen_mfa.selection import session
+from qwen_mfa.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,13 +63,16 @@ class Recorder:
 
     def __init__(self) -> None:
         self.subscribers: tuple[Callable[[Event], None], ...] = ()
-        self._counts: dict[tuple[str | None, str], int] = {}
+        self._tallies: dict[tuple[str | None, str], Tally] = {}
         self._parts: dict[tuple[str, str], int] = {}
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
 
-    def after_fork(self) -> None:
-        """Take a new lock: another thread of the parent may have held the old one."""
-        self._lock = threading.Lock()
+    def clear(self) -> None:
+        """Begin anew: nothing counted, nobody subscribed. Tallies that were given out go on."""
+        with self._lock:
+            self.subscribers, self._parts = (), {}
+            for tally in self._tallies.values():
+                tally.number = 0
 
     def subscribe(self, subscriber: Callable[[Event], None]) -> Callable[[], None]:
         """Call ``subscriber`` with every event; return how to stop that."""
@@ -82,10 +85,13 @@ class Recorder:
 
         return unsubscribe
 
-    def count(self, kernel: str | None, reason: str) -> None:
-        """Count one call."""
-        with self._lock:
-            self._counts[kernel, reason] = self._counts.get((kernel, reason), 0) + 1
+    def tally(self, kernel: str | None, reason: str) -> Tally:
+        """Return what counts the calls of ``kernel`` for ``reason``."""
+        found = self._tallies.get((kernel, reason))
+        if found is None:
+            with self._lock:
+                found = self._tallies.setdefault((kernel, reason), Tally(self._lock))
+        return found
 
     def count_part(self, part: str, outcome: str, number: int) -> None:
         """Count what became of a part of an integration."""
@@ -95,7 +101,8 @@ class Recorder:
     def stats(self) -> Stats:
         """Return the counts."""
         with self._lock:
-            reasons, parts = dict(self._counts), dict(self._parts)
+            reasons = {key: tally.number for key, tally in self._tallies.items() if tally.number}
+            parts = dict(self._parts)
         calls: dict[str, int] = {}
         for (kernel, _), number in reasons.items():
             if kernel is not None:
@@ -109,12 +116,7 @@ recorder = Recorder()
 
 def start() -> None:
     """Begin anew: nothing counted, nobody subscribed."""
-    global recorder  # noqa: PLW0603 - the one instance
-    recorder = Recorder()
-
-
-# A hook only: nothing runs until a fork.
-os.register_at_fork(after_in_child=lambda: recorder.after_fork())  # noqa: PLW0108 - the current one then
+    recorder.clear()
 
 
 def subscribe(subscriber: Callable[[Event], None]) -> Callable[[], None]:
@@ -127,11 +129,6 @@ def stats() -> Stats:
     return recorder.stats()
 
 
-def count(kernel: str | None, reason: str) -> None:
-    """Count one call, without an event."""
-    recorder.count(kernel, reason)
-
-
 def count_part(part: str, outcome: str, number: int = 1) -> None:
     """Count ``number`` times that a part of an integration had this outcome."""
     recorder.count_part(part, outcome, number)
@@ -141,7 +138,7 @@ def record(
     problem: Problem | None, kernel: str | None, reason: str, seconds: float | None = None
 ) -> None:
     """Count one call, and tell subscribers, if any."""
-    recorder.count(kernel, reason)
+    recorder.tally(kernel, reason).add()
     if recorder.subscribers:
         event = Event(problem=problem, kernel=kernel, reason=reason, seconds=seconds)
         for subscriber in recorder.subscribers:

@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from qwen_mfa.selection import decisions
 from qwen_mfa.selection.decisions import MAX_ATTEMPTS
-from qwen_mfa.tuning import measure
+from qwen_mfa.tuning import measure, removal
 from qwen_mfa.validation.child import validate_in_child
 from qwen_mfa.validation.validate import ValidationResult
 from qwen_mfa.validation.validate import validate as validate_here
@@ -26,6 +26,7 @@ from qwen_mfa.validation.variants import class_of, variant_of
 if TYPE_CHECKING:
     from qwen_mfa.kernels.base import Kernel
     from qwen_mfa.problem import Problem
+    from qwen_mfa.transforms.padding import Pattern
     from qwen_mfa.tuning.measure import Sample
 
 # Seconds to wait for another process that measures.
@@ -125,6 +126,40 @@ def investigate(kernel: Kernel, problem: Problem) -> Finding:
         for sample in samples:
             logger.info("kernel %s: %s", kernel.name, sample)
         return _judged(kernel, result, samples)
+
+
+def removal_recorded(
+    problem: Problem, pattern: Pattern, without: Kernel, masked: Kernel
+) -> list[Sample] | None:
+    """Return what was measured of leaving padded keys out; ``None`` where nothing was."""
+    key = removal.class_key(problem, pattern)
+    return decisions.opened().samples(_removal_name(without, masked), key, _device())
+
+
+def investigate_removal(
+    problem: Problem, pattern: Pattern, without: Kernel, masked: Kernel
+) -> list[Sample] | None:
+    """Measure it, unless that has been done; ``None`` while another process measures.
+
+    Raises:
+        Exception: Whatever a kernel raises while it is measured.
+
+    """
+    kept = decisions.opened()
+    with _lock, kept.store.measuring(PATIENCE) as mine:
+        kept.store.refresh()
+        samples = removal_recorded(problem, pattern, without, masked)
+        if samples is None and mine:
+            samples = removal.measure_removal(problem, pattern, without=without, masked=masked)
+            name, key = _removal_name(without, masked), removal.class_key(problem, pattern)
+            kept.keep_samples(name, key, _device(), samples)
+            for sample in samples:
+                logger.info("padding, %s: %s", name, sample)
+        return samples
+
+
+def _removal_name(without: Kernel, masked: Kernel) -> str:
+    return f"unpadded:{without.name}/{masked.name}"
 
 
 def _after_fork() -> None:

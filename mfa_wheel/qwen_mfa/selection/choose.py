@@ -117,7 +117,7 @@ def _decide(problem: Problem, wanted: Policy, may_measure: Callable[[], bool]) -
         return Choice(kernel=mlx, reason=f"it is tiny: below {TINY} operations")
     from qwen_mfa.selection import candidates  # noqa: PLC0415 - with all that validates and measures
 
-    measure = settings.current().tunes and not buffers.is_forked()
+    measure = tunes()
     findings = []
     for kernel in registry.others():
         reason = _why_not(kernel, problem, wanted)
@@ -128,7 +128,7 @@ def _decide(problem: Problem, wanted: Policy, may_measure: Callable[[], bool]) -
         if finding is None and measure and may_measure():
             finding = _investigated(kernel, problem)
         if finding is None:
-            reason = "not measured yet, and this is not the time" if measure else _not_measured()
+            reason = "not measured yet, and this is not the time" if measure else not_measured()
             finding = candidates.Finding(kernel=kernel, reason=reason, final=not measure)
         findings.append(finding)
     return _best(tuple(findings))
@@ -230,6 +230,12 @@ def _quarantine(kernel: Kernel, reason: str) -> None:
         )
 
 
-def _not_measured() -> str:
+def tunes() -> bool:
+    """Whether anything may be validated and measured in this process."""
+    return settings.current().tunes and not buffers.is_forked()
+
+
+def not_measured() -> str:
+    """Say why nothing is measured where `tunes` forbids it."""
     why = "this process was forked" if settings.current().tunes else f"{settings.TUNE}=0"
     return f"not measured yet, and {why}"

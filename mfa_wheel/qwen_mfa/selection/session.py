@@ -8,14 +8,19 @@ from __future__ import annotations
 import os
 import threading
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from qwen_mfa import settings
 from qwen_mfa.selection import override
+from qwen_mfa.transforms.masks import Looks
 
 if TYPE_CHECKING:
     from qwen_mfa.selection.choose import Choice
     from qwen_mfa.selection.override import Policy
+    from qwen_mfa.selection.removal import Removal
+    from qwen_mfa.tally import Tally
+
+T = TypeVar("T")
 
 MAX_CHOICES = 4096  # of problems and of kinds of calls, not of classes: a bound on memory
 
@@ -26,7 +31,10 @@ class Session:
     Attributes:
         generation: Grows whenever choices cease to hold. One that was made in an earlier generation
             is not kept: another thread may have seen its kernel fail meanwhile.
-        choices: The one cache, by problem or by kind of call. Look up freely; `keep` puts in.
+        choices: The one cache of choices, by problem. Look up freely; `keep` puts in.
+        removals: The same of masks, by problem and pattern.
+        straight: Kinds of calls that go straight to MLX, and what counts them; `keep_straight`.
+        looks: At masks, where looking may wait.
         quarantined: Kernels that failed in this process, with what happened.
 
     """
@@ -34,6 +42,9 @@ class Session:
     def __init__(self) -> None:
         self.generation = 0
         self.choices: dict[object, Choice] = {}
+        self.removals: dict[object, Removal] = {}
+        self.looks = Looks()
+        self.straight: dict[object, Tally] = {}
         self.quarantined: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -50,12 +61,15 @@ class Session:
 
     def keep(self, key: object, choice: Choice, generation: int) -> None:
         """Keep ``choice``, which was made in ``generation``, if it still holds."""
-        with self._lock:
-            if generation != self.generation:
-                return
-            if len(self.choices) >= MAX_CHOICES:
-                self.choices.clear()
-            self.choices[key] = choice
+        self._keep(self.choices, key, choice, generation)
+
+    def keep_removal(self, key: object, removal: Removal, generation: int) -> None:
+        """Keep ``removal``, as `keep` does."""
+        self._keep(self.removals, key, removal, generation)
+
+    def keep_straight(self, key: object, tally: Tally, generation: int) -> None:
+        """Keep that a kind of call is MLX's, which was found in ``generation``, if it still is."""
+        self._keep(self.straight, key, tally, generation)
 
     def quarantine(self, kernel: str, reason: str) -> bool:
         """Use ``kernel`` no more in this process; tell whether that is news."""
@@ -71,9 +85,19 @@ class Session:
         self._lock = threading.Lock()
         self._forget()
 
+    def _keep(self, kept: dict[object, T], key: object, value: T, generation: int) -> None:
+        with self._lock:
+            if generation != self.generation:
+                return
+            if len(kept) >= MAX_CHOICES:
+                kept.clear()
+            kept[key] = value
+
     def _forget(self) -> None:
         self.generation += 1
         self.choices.clear()
+        self.removals.clear()
+        self.straight.clear()
 
 
 current = Session()

@@ -9,8 +9,8 @@ that a key's weight underflows to zero, and every row of the batch has a few run
 Rows of different lengths are computed one after the other, each with its own keys.
 
 The mask's contents are looked at on every call: a few kilobytes, tens of microseconds. A mask that
-was evaluated before needs no waiting; a lazy one is evaluated, which waits for the mask alone.
-``QWEN_MFA_KEEP_PADDING=1`` switches all of this off.
+was evaluated before needs no waiting; for a lazy one see `qwen_mfa.transforms.masks`. Whether the
+keys are then really left out is measured: `qwen_mfa.selection.removal`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 
     from qwen_mfa.kernels.base import Call
     from qwen_mfa.problem import Problem
+    from qwen_mfa.transforms.masks import Looks
 
-# Below these, shortening (0.1 ms, and a copy of K and V when the visible keys are in two runs) may
-# cost more than it saves. Measured with the portable engine, which skips hidden keys itself: even
-# at 5e9 operations, ahead from there on, and from 2e8 with additive masks. Qwen-Image at 512 x 512
-# is 1.5e10. `qwen-mfa bench padding` shows it.
+# Below these, masks stay and nothing is measured: shortening (0.1 ms, and a copy of K and V when
+# the visible keys are in two runs) costs more than it can save. With the portable engine, which
+# skips hidden keys itself: even at 5e9 operations, ahead from there on, and from 2e8 with additive
+# masks. Qwen-Image at 512 x 512 is 1.5e10. `qwen-mfa bench padding` shows it.
 MIN_QUERIES = 64
 MIN_FLOPS = 5_000_000_000
 MAX_ELEMENTS = 1 << 18
@@ -74,6 +75,22 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Pattern:
+    """What of a mask decides what its removal costs and saves.
+
+    Attributes:
+        hidden: Hidden keys, of the rows that see most.
+        runs: Consecutive runs of visible keys, of the rows that have most; each is a piece to copy.
+        parts: Groups of rows that are computed one after the other.
+
+    """
+
+    hidden: int
+    runs: int
+    parts: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Encoding:
     """How a dtype's bits, read as unsigned integers, say visible and hidden.
 
@@ -96,28 +113,48 @@ _ENCODINGS = {
 }
 
 
-def visible_parts(call: Call, *, min_flops: int | None = None) -> tuple[Part, ...] | None:
+def may_apply(problem: Problem, *, min_flops: int | None = None) -> bool:
+    """Whether a mask of ``problem`` is worth a look; ``min_flops`` is `MIN_FLOPS` if ``None``."""
+    least = MIN_FLOPS if min_flops is None else min_flops
+    return problem.flops >= least and _is_candidate(problem)
+
+
+def are_kept() -> bool:
+    """Whether all masks stay: in `kept`, or because ``QWEN_MFA_KEEP_PADDING`` says so."""
+    return _kept.get() or settings.current().padding == settings.KEEP
+
+
+def pattern_of(parts: tuple[Part, ...], keys: int) -> Pattern:
+    """Return what costs and savings depend on, of a mask over ``keys`` keys."""
+    visible = max(sum(stop - start for start, stop in part.runs) for part in parts)
+    runs = max(len(part.runs) for part in parts)
+    return Pattern(hidden=keys - visible, runs=runs, parts=len(parts))
+
+
+def visible_parts(
+    call: Call, *, min_flops: int | None = None, looks: Looks | None = None
+) -> tuple[Part, ...] | None:
     """Return which keys each row of the batch sees, or ``None`` when the mask must stay.
 
     Args:
         call: The call, with a mask for ``[B, Hq, Sq, Skv]`` or none.
         min_flops: Leave smaller problems alone; `MIN_FLOPS` when ``None``.
+        looks: Asked before the mask is read, and told when it stays; where reading may wait.
 
     """
     problem, mask = call.problem, call.mask
-    least = MIN_FLOPS if min_flops is None else min_flops
-    if problem.flops < least or not isinstance(mask, mx.array) or not _is_candidate(problem):
-        return None
-    if _kept.get() or settings.current().keeps_padding:
+    if not isinstance(mask, mx.array) or not may_apply(problem, min_flops=min_flops):
         return None
     encoding = _ENCODINGS.get(mask.dtype)
-    if encoding is None:
+    if encoding is None or are_kept() or not (looks is None or looks.may_look(mask)):
         return None
     try:
         data = bytes(memoryview(cast("Any", mask)))
     except (RuntimeError, ValueError):  # traced by mx.compile or mx.vmap, or of another thread
         return None
     parts = _parse(data, encoding, problem.seq_kv)
+    if parts is None and looks is not None:
+        looks.stays(mask)
     if parts is not None and len(parts) == 1:
         return (replace(parts[0], rows=(0, problem.batch)),)
     return parts

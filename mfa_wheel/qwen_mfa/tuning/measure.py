@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from qwen_mfa.kernels.base import Kernel
     from qwen_mfa.problem import Problem
 
+    Work = Callable[[], mx.array]
+    # Makes two ways to compute the same of a problem: the one that wants to win, and the other.
+    Ways = Callable[[Problem], tuple[Work, Work]]
+
 BUDGET = 0.8  # seconds for one end of a class
 PERSISTENCE = 3  # times that, where the kernel seems faster and noise leaves it in doubt
 MIN_PAIRS, MAX_PAIRS = 7, 40
@@ -42,6 +46,7 @@ CLEAR = math.log(1.5)  # when all pairs say so, the least number of them is enou
 FLOOR = 0.02
 EXTRAPOLATION = math.log(1.25)
 _FIRST_LOOK = 1 << 26  # operations: some 30 ms where attention runs at 2 GFLOP/s
+_GROWTH = 1.5  # what a further step has to bring
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +55,8 @@ class Sample:
 
     Attributes:
         problem: In words.
-        seconds: Median time of the kernel.
-        seconds_mlx: Median time of MLX.
+        seconds: Median time of the kernel, or of what else wants to win.
+        seconds_mlx: Median time of MLX, or of what else is there already.
         gain: Median of log(MLX / kernel); positive when the kernel is faster.
         noise: What ``gain`` must exceed to be believed.
         pairs: How many were run.
@@ -102,9 +107,41 @@ def measure(
         QwenMfaError: The kernel failed.
 
     """
+
+    def ways(problem: Problem) -> tuple[Work, Work]:
+        call = draw(problem).call
+
+        def ours() -> mx.array:
+            autodiff.evaluate(call)
+            return autodiff.differentiable(call, kernel.run)
+
+        return ours, lambda: mlx.run(call)
+
+    return compare(ways, ends, budget=budget, clock=clock)
+
+
+def compare(
+    ways: Ways,
+    ends: tuple[Problem, Problem],
+    *,
+    budget: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Sample]:
+    """Compare two ways at both ends of a class; stop when the first end is lost.
+
+    Args:
+        ways: Makes both for a problem.
+        ends: The smallest and the largest problem of the class.
+        budget: Seconds for each end; `BUDGET` by default.
+        clock: Gives seconds.
+
+    Raises:
+        QwenMfaError: A kernel failed.
+
+    """
     samples: list[Sample] = []
     for end in dict.fromkeys(ends):
-        sample = _compare(kernel, end, BUDGET if budget is None else budget, clock)
+        sample = _compare(ways, end, BUDGET if budget is None else budget, clock)
         samples.append(sample)
         # The other end of a class that had to be reduced would be reduced to the same.
         if sample.reduced or not sample.wins:
@@ -112,19 +149,8 @@ def measure(
     return samples
 
 
-def _compare(kernel: Kernel, end: Problem, budget: float, clock: Callable[[], float]) -> Sample:
-    first = shrink(end, _FIRST_LOOK)
-    run = _runner(kernel, first, clock)
-    run()
-    pair = sum(run())
-    affordable = budget / (MIN_PAIRS + 2)
-    if first != end and pair * end.flops / first.flops > affordable:
-        chosen = shrink(end, max(first.flops, int(first.flops * affordable / pair)))
-    else:
-        chosen = end
-    if chosen != first:
-        run = _runner(kernel, chosen, clock)
-        run()
+def _compare(ways: Ways, end: Problem, budget: float, clock: Callable[[], float]) -> Sample:
+    chosen, run = _affordable(ways, end, budget / (MIN_PAIRS + 2), clock)
     pairs = _pairs(run, budget, clock)
     ratios = sorted(math.log(theirs / ours) for ours, theirs in pairs)
     gain = statistics.median(ratios)
@@ -137,6 +163,30 @@ def _compare(kernel: Kernel, end: Problem, budget: float, clock: Callable[[], fl
         pairs=len(pairs),
         reduced=chosen != end,
     )
+
+
+def _affordable(
+    ways: Ways, end: Problem, seconds: float, clock: Callable[[], float]
+) -> tuple[Problem, Callable[..., tuple[float, float]]]:
+    """Return ``end``, or the largest of its kind of which a pair takes ``seconds``; and its runner.
+
+    In steps, from a small one on: where small problems take as long as large ones, as on GPUs, the
+    first says little about the last.
+    """
+    chosen = shrink(end, _FIRST_LOOK)
+    while True:
+        run = _runner(ways(chosen), clock)
+        run()
+        if chosen == end:
+            return chosen, run
+        pair = sum(run())
+        if pair * end.flops / chosen.flops <= seconds:
+            larger = end
+        else:
+            larger = shrink(end, int(chosen.flops * seconds / pair))
+        if larger.flops < _GROWTH * chosen.flops:
+            return chosen, run
+        chosen = larger
 
 
 def _in_doubt(logs: list[float]) -> bool:
@@ -175,17 +225,10 @@ def _pairs(
 
 
 def _runner(
-    kernel: Kernel, problem: Problem, clock: Callable[[], float]
+    ways: tuple[Work, Work], clock: Callable[[], float]
 ) -> Callable[..., tuple[float, float]]:
-    """Return a function that runs kernel and MLX once each and returns both times."""
-    call = draw(problem).call
-
-    def ours() -> mx.array:
-        autodiff.evaluate(call)
-        return autodiff.differentiable(call, kernel.run)
-
-    def theirs() -> mx.array:
-        return mlx.run(call)
+    """Return a function that runs both ways once each and returns both times."""
+    ours, theirs = ways
 
     def run(*, mlx_first: bool = False) -> tuple[float, float]:
         if mlx_first:
@@ -196,7 +239,7 @@ def _runner(
     return run
 
 
-def _time(work: Callable[[], mx.array], clock: Callable[[], float]) -> float:
+def _time(work: Work, clock: Callable[[], float]) -> float:
     start = clock()
     mx.eval(work())
     return max(clock() - start, 1e-9)

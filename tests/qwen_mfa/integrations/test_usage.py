@@ -13,6 +13,7 @@ from qwen_mfa.errors import NativeError
 from qwen_mfa.integrations import usage
 from qwen_mfa.integrations.usage import Usage
 from qwen_mfa.kernels import cpu
+from qwen_mfa.selection import session
 from qwen_mfa.transforms import padding
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ SHAPE = (2, 4, 96, 32)
 
 
 @pytest.fixture(autouse=True)
-def small_problems_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_problems_too(monkeypatch: pytest.MonkeyPatch, fresh_dispatch: None) -> None:
     monkeypatch.setattr(padding, "MIN_FLOPS", 0)
+    monkeypatch.setenv("QWEN_MFA_KEEP_PADDING", "0")
+    session.start()
 
 
 @pytest.fixture(autouse=True)

@@ -29,8 +29,8 @@ Faulty = Callable[[str], None]
 
 @pytest.fixture(autouse=True)
 def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_dispatch: None) -> Path:
-    monkeypatch.delenv("QWEN_MFA_BACKEND", raising=False)
-    monkeypatch.delenv("QWEN_MFA_TUNE", raising=False)
+    for variable in ("QWEN_MFA_BACKEND", "QWEN_MFA_TUNE", "QWEN_MFA_KEEP_PADDING"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("QWEN_MFA_CACHE_DIR", str(tmp_path / "cache"))
     session.start()
     telemetry.start()

@@ -306,7 +306,9 @@ def test_counters_and_events_agree(
 
 def test_no_count_is_lost_between_threads() -> None:
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: [telemetry.count("mlx", "x") for _ in range(2000)], range(8)))
+        list(
+            pool.map(lambda _: [telemetry.record(None, "mlx", "x") for _ in range(2000)], range(8))
+        )
     assert qwen_mfa.stats().calls == {"mlx": 16000}
 
 

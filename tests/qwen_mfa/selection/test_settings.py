@@ -64,6 +64,6 @@ def test_right_values(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(variable, value)
     session.start()
     found = settings.current()
-    assert (found.tunes, found.keeps_padding, found.num_threads) == (False, True, 3)
+    assert (found.tunes, found.padding, found.num_threads) == (False, settings.KEEP, 3)
     monkeypatch.setenv(settings.TUNE, "1")
     assert not settings.current().tunes, "it was read twice"

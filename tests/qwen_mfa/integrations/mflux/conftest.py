@@ -15,6 +15,7 @@ from mlx.utils import tree_map
 
 from qwen_mfa.integrations import mflux
 from qwen_mfa.integrations.usage import Usage
+from qwen_mfa.selection import session
 from qwen_mfa.transforms import padding
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ STEPS = 3
 
 
 @pytest.fixture(autouse=True)
-def small_problems_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove padding from models as small as these, too."""
+def small_problems_too(monkeypatch: pytest.MonkeyPatch, fresh_dispatch: None) -> None:
+    """Remove padding from models as small as these, too, whether or not it pays."""
     monkeypatch.setattr(padding, "MIN_FLOPS", 0)
+    monkeypatch.setenv("QWEN_MFA_KEEP_PADDING", "0")
+    session.start()
 
 
 @pytest.fixture(autouse=True)
