@@ -13,7 +13,7 @@ PYTEST_WORKERS ?= 2
 LINT := lint-python lint-imports lint-c lint-swift
 
 .PHONY: help setup demo wheel test lint $(LINT) format types swift-test pytest coverage hooks \
-	install mflux test-faults reproduce rehearse clean
+	install mflux test-gpu test-faults reproduce rehearse clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -114,6 +114,9 @@ mflux: install $(MFLUX)/.complete ## Install the wheel and real mflux into .venv
 pytest: install mflux
 	$(SAY) "Python tests, against the installed wheel"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+
+test-gpu: install ## Run the tests of the package on MLX's default device, a GPU
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --gpu -n $(PYTEST_WORKERS) tests/qwen_mfa
 
 coverage: install mflux ## Run the Python tests and report what they reach (build/coverage/html)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --cov --cov-report=term --cov-report=html

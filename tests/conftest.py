@@ -1,9 +1,13 @@
-"""What every test shares: the tests run against the installed wheel, never the source tree."""
+"""What every test shares: the installed wheel, never the source tree; and the device.
+
+Everything runs on MLX's CPU device, as on any machine. With ``--gpu`` (`make test-gpu`) tests run
+on MLX's default device, which has to be a GPU; those marked ``cpu`` stay on the CPU, their children
+too, and those marked ``gpu`` run at all.
+"""
 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,20 +23,30 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_DEVICE = ROOT / "tests" / "standins" / "cpu_device"
+CPU = mx.Device(mx.DeviceType.cpu)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu", action="store_true", help="test on MLX's default device, a GPU")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse to test the wrong copy of the package."""
+    """Choose the device; refuse to test the wrong copy of the package."""
     if (ROOT / "mfa_wheel") in Path(qwen_mfa.__file__).resolve().parents:
         msg = "qwen_mfa comes from the source tree; run `make install` and test the wheel"
         raise pytest.UsageError(msg)
-    if sys.platform == "darwin":
-        # The Metal library has a self-test of its own; what is tested here is the portable engine
-        # (the Makefile builds it), which computes where MLX's default device is the CPU.
-        mx.set_default_device(mx.Device(mx.DeviceType.cpu))
-        inherited = os.environ.get("PYTHONPATH")
-        if str(CPU_DEVICE) not in (inherited or ""):
-            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CPU_DEVICE), inherited]))
+    is_gpu = mx.default_device().type == mx.DeviceType.gpu
+    if config.getoption("--gpu"):
+        if not is_gpu:
+            msg = f"--gpu: MLX's default device is {mx.default_device()}, no GPU"
+            raise pytest.UsageError(msg)
+        # What is compared in float32 is computed in float32.
+        os.environ["MLX_ENABLE_TF32"] = "0"
+    elif is_gpu:
+        # Of a Mac's wheel, too, what is tested here is the portable engine (the Makefile builds
+        # it); the Metal library has a self-test of its own.
+        mx.set_default_device(CPU)
+        os.environ["PYTHONPATH"] = _with_cpu_device()
     # Never the user's own cache. Set once: child processes and test workers share it.
     if "PYTEST_XDIST_WORKER" not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="qwen-mfa-tests-")
@@ -40,8 +54,37 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["QWEN_MFA_CACHE_DIR"] = folder.name
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--gpu"):
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu"))
+
+
+def _with_cpu_device() -> str:
+    """Return a ``PYTHONPATH`` that makes the CPU MLX's default device in children, too."""
+    inherited = os.environ.get("PYTHONPATH", "")
+    parts = [x for x in inherited.split(os.pathsep) if x and x != str(CPU_DEVICE)]
+    return os.pathsep.join([str(CPU_DEVICE), *parts])
+
+
 @pytest.fixture(autouse=True)
-def fresh_dispatch() -> None:
+def on_its_device(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Let a test that is marked ``cpu`` compute there, with all that it starts."""
+    before = mx.default_device()
+    if before.type == mx.DeviceType.cpu or not request.node.get_closest_marker("cpu"):
+        yield
+        return
+    monkeypatch.setenv("PYTHONPATH", _with_cpu_device())
+    mx.set_default_device(CPU)
+    yield
+    mx.set_default_device(before)
+
+
+@pytest.fixture(autouse=True)
+def fresh_dispatch(on_its_device: None) -> None:
     """Let no test inherit another's choices or quarantined kernels."""
     from qwen_mfa.selection import session
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from tests.software_metal.attention import Outcome
 
+pytestmark = pytest.mark.cpu
+
 TG = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 RACE = "race between simdgroups: "
 WRONG = 1e-3  # FP32 intermediates are right to 1e-6

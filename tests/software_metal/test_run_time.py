@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from tests.software_metal.attention import Outcome
 
+pytestmark = pytest.mark.cpu
+
 HEAD = "#include <metal_stdlib>\nusing namespace metal;\n"
 PLACES = """
 kernel void places(

@@ -15,6 +15,8 @@ from qwen_mfa.native.ffi import declarations, ffi
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.cpu
+
 HEADER = "swift_pkg/Sources/MFAFFI/include/mfa_ffi.h"
 # Enough of the system headers for a parser that knows C and nothing else.
 PRELUDE = """

@@ -18,6 +18,8 @@ from qwen_mfa.selection import choose
 
 from .problems import Shape, as_numpy, assert_exact, draw
 
+pytestmark = pytest.mark.cpu
+
 DTYPES = [mx.float32, mx.float16, mx.bfloat16]
 NAMES = ["float32", "float16", "bfloat16"]
 

@@ -21,6 +21,8 @@ from qwen_mfa.selection import session
 if TYPE_CHECKING:
     from qwen_mfa.kernels.base import Call
 
+pytestmark = pytest.mark.cpu
+
 QWEN_MFA = Path(sys.executable).parent / "qwen-mfa"
 
 

@@ -9,6 +9,8 @@ import pytest
 from qwen_mfa.native import buffers
 from qwen_mfa.native.buffers import borrow, fresh
 
+pytestmark = pytest.mark.cpu
+
 SHAPE = (1, 3, 5, 8)
 
 

@@ -15,6 +15,8 @@ from .problems import assert_exact
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.cpu
+
 HEADS, ROWS, DIM = 4, 33, 64
 SHAPE = (1, HEADS, ROWS, DIM)
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.cpu
+
 STUBS = "\n".join(
     f"int {name}() {{ return 0; }}" for name in library.REQUIRED if name != "mfa_get_version"
 )

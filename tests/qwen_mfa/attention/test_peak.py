@@ -9,6 +9,8 @@ import pytest
 from qwen_mfa.native import library
 from qwen_mfa.native.ffi import ffi
 
+pytestmark = pytest.mark.cpu
+
 
 @pytest.mark.skipif(
     platform.machine() not in ("x86_64", "arm64", "aarch64"), reason="no loop for this CPU"

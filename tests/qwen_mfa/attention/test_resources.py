@@ -17,6 +17,8 @@ from qwen_mfa.native import library
 
 from .problems import Shape, draw
 
+pytestmark = pytest.mark.cpu
+
 
 class Counting:
     """A library handle that counts what it creates and destroys."""

@@ -18,6 +18,8 @@ import qwen_mfa
 from qwen_mfa.kernels import mlx as mlx_kernel
 from qwen_mfa.selection import session
 
+pytestmark = pytest.mark.cpu
+
 TOLERANCE = {mx.float32: 2e-5, mx.float16: 4e-3, mx.bfloat16: 3e-2}
 original = mlx_kernel.attention
 

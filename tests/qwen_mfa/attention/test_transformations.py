@@ -21,6 +21,8 @@ from .problems import Shape, as_numpy, draw
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.cpu
+
 SCALE = 0.125
 
 

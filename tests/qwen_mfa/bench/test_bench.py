@@ -91,6 +91,7 @@ def test_named_shapes_are_qwen_image_s() -> None:
     assert shapes.NAMED["qwen-512"].flops == 4 * 24 * 1124 * 1124 * 128
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("mask", shapes.MASKS)
 def test_contestants_agree(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is timed is right: every contestant's result is MLX's."""
@@ -120,6 +121,7 @@ def bench(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.cpu
 def test_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     text = bench(capsys, "--no-memory")
     for word in ("contestant", "cpu", "mlx", "quartiles", "noise: MLX against itself"):
@@ -139,6 +141,7 @@ def test_markdown(capsys: pytest.CaptureFixture[str]) -> None:
     assert {line.count("|") for line in lines[2:]} == {len(records.HEADER) + 1}
 
 
+@pytest.mark.cpu
 def test_what_would_take_too_long_is_left_out_and_said(capsys: pytest.CaptureFixture[str]) -> None:
     text = bench(capsys, "--limit", "1e-9", "--no-memory")
     assert "more than --limit" in text
@@ -155,6 +158,7 @@ def test_a_kernel_that_refuses_is_listed_with_its_reason(
     assert "bfloat16" in line
 
 
+@pytest.mark.cpu
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_kill_keeps_what_was_measured(tmp_path: Path) -> None:
     out = tmp_path / "results.json"

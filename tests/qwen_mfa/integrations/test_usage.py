@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from qwen_mfa.problem import Problem
 
+pytestmark = pytest.mark.cpu
+
 SHAPE = (2, 4, 96, 32)
 
 

@@ -21,6 +21,8 @@ from tests.standins.metal import capsules
 if TYPE_CHECKING:
     from tests.qwen_mfa.metal.conftest import StandinMac
 
+pytestmark = pytest.mark.cpu
+
 PROBLEM = Problem(
     batch=1, heads_q=24, heads_kv=24, seq_q=1124, seq_kv=1124, head_dim=128, value_dim=128,
     dtype="bfloat16",

@@ -9,6 +9,8 @@ import pytest
 from qwen_mfa.kernels.metal import limits
 from qwen_mfa.problem import Problem
 
+pytestmark = pytest.mark.cpu
+
 FITS = Problem(
     batch=1, heads_q=24, heads_kv=24, seq_q=4196, seq_kv=4196, head_dim=128, value_dim=128,
     dtype="bfloat16",

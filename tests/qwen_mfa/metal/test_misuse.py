@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from tests.qwen_mfa.metal.conftest import StandinMac
 
+pytestmark = pytest.mark.cpu
+
 WRONG = "wrong numbers"
 ERROR = "an error"
 

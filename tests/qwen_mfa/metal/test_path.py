@@ -21,6 +21,8 @@ from tests.qwen_mfa.attention.problems import Shape, as_numpy, assert_exact, dra
 if TYPE_CHECKING:
     from tests.qwen_mfa.metal.conftest import StandinMac
 
+pytestmark = pytest.mark.cpu
+
 DTYPES = [mx.float32, mx.float16, mx.bfloat16]
 SHAPE = Shape(b=2, hq=3, hkv=3, sq=13, skv=21, d=16, dv=16)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.qwen_mfa.metal.conftest import StandinMac
 
-pytestmark = pytest.mark.validation
+pytestmark = [pytest.mark.cpu, pytest.mark.validation]
 
 
 def report_of(tmp_path: Path, *options: str) -> tuple[int, dict]:  # type: ignore[type-arg]

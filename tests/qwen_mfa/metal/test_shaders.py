@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from qwen_mfa.kernels.base import Call
     from tests.qwen_mfa.metal.conftest import StandinMac
 
+pytestmark = pytest.mark.cpu
+
 
 def call(scale: float = 0.25) -> Call:
     from qwen_mfa.kernels.base import Call

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DATA = Path(__file__).resolve().parents[2] / "data"
 
 
-@pytest.fixture(params=["cpu", "mlx"])
+@pytest.fixture(params=[pytest.param("cpu", marks=pytest.mark.cpu), "mlx"])
 def each_kernel(request: pytest.FixtureRequest) -> Iterator[None]:
     """Run with the native kernel and with MLX's, whichever is faster on this machine now."""
     if request.param == "cpu" and not library.load().is_portable:

@@ -16,6 +16,8 @@ import pytest
 from qwen_mfa.validation import child
 from qwen_mfa.validation.variants import Variant
 
+pytestmark = pytest.mark.cpu
+
 VARIANT = Variant(
     dtype="float32", mask="none", mask_axes="", relation="=", group=1, head_dim=64, value_dim=64,
     sinks=False, length=16,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from qwen_mfa.validation.inputs import Drawn
 
+pytestmark = pytest.mark.cpu
+
 # Half a unit in the last place of the result's dtype, relative to the weighted values. MLX's CPU
 # kernel keeps scores and weights of 16-bit inputs in 16 bits: its error grows with the scores.
 ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}

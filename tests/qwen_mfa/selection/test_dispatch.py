@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from qwen_mfa.validation.inputs import Drawn
 
+pytestmark = pytest.mark.cpu
+
 
 def problem(tokens: int = 128, dtype: str = "float32", heads: int = 4, **changes: Any) -> Problem:
     values = {

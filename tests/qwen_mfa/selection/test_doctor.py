@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from .conftest import Faulty
 
+pytestmark = pytest.mark.cpu
+
 LINUX = Host(
     system="Linux",
     release="6.1",

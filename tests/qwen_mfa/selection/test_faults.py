@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from .conftest import Faulty
 
+pytestmark = pytest.mark.cpu
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.cpu
+
 ENVIRONMENT = {"mlx": "1"}
 VARIANT = Variant(
     dtype="float32", mask="none", mask_axes="", relation="=", group=1, head_dim=64, value_dim=64,

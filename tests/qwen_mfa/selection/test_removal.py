@@ -275,6 +275,7 @@ def test_masks_made_anew_for_every_block_are_soon_left_alone(
     assert removed() <= 2 * masks.MAX_NEW + 2
 
 
+@pytest.mark.cpu
 def test_on_the_cpu_every_mask_is_looked_at(found: Callable[[float], list[str]]) -> None:
     found(0.7)
     for _ in range(10):

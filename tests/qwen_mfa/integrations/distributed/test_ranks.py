@@ -21,6 +21,8 @@ from . import ranks
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.cpu
+
 # A pass that adds a number of its own; which rank computes it is seen on its output.
 PROGRAM = """
 import json, os, signal, sys, time

@@ -14,6 +14,8 @@ from qwen_mfa.integrations import mflux
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.cpu
+
 
 def test_mflux_s_own_step(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -33,6 +33,8 @@ from qwen_mfa.integrations.mflux.qwen_step import QwenStep
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.cpu
+
 STEP = (QWEN_BLOCK, QWEN_TRANSFORMER, QWEN_IMAGE)
 NAME = "scaled_dot_product_attention"
 PACKAGE = Path(importlib.util.find_spec("mflux").submodule_search_locations[0])  # type: ignore[union-attr, index]

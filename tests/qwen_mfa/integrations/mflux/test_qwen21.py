@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     Compare = Callable[..., Comparison]
 
+pytestmark = pytest.mark.cpu
+
 FLOAT32 = 1e-5
 TOKENS, TEXT, CHANNELS = SIDE * SIDE, 12, 64
 

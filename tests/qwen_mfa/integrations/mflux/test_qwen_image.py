@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
     Compare = Callable[..., Comparison]
 
+pytestmark = pytest.mark.cpu
+
 FLOAT32 = 1e-5
 DIM = HEADS * HEAD_DIM
 TOKENS = SIDE * SIDE

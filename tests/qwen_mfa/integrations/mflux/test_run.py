@@ -16,6 +16,8 @@ from mflux.models.qwen.model.qwen_transformer import qwen_attention
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+pytestmark = pytest.mark.cpu
+
 QWEN_MFA = Path(sys.executable).parent / "qwen-mfa"
 ROOT = Path(__file__).resolve().parents[4]
 SMALL = "tests.qwen_mfa.integrations.mflux.small_generate"

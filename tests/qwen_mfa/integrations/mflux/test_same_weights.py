@@ -18,6 +18,8 @@ from tests.qwen_mfa.integrations.mflux.conftest import HEAD_DIM, HEADS, draw
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.cpu
+
 DIM, TEXT, GRID = HEADS * HEAD_DIM, 9, (1, 6, 5)
 BLOCK = 4
 

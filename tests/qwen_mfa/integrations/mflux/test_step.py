@@ -54,6 +54,8 @@ from tests.qwen_mfa.integrations.mflux.test_qwen_image import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.cpu
+
 NOTHING = {
     "fused_blocks": "off",
     "early_start": "off",

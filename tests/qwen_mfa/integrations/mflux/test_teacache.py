@@ -19,6 +19,8 @@ from tests.qwen_mfa.integrations.mflux.test_qwen_image import FLOAT32, pipeline
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.cpu
+
 STEPS = 6
 
 

@@ -15,6 +15,8 @@ import pytest
 from qwen_mfa.integrations.mflux import together
 from tests.qwen_mfa.integrations.distributed import ranks
 
+pytestmark = pytest.mark.cpu
+
 QWEN_MFA = str(Path(sys.executable).parent / "qwen-mfa")
 ROOT = Path(__file__).resolve().parents[4]
 PICTURES = [sys.executable, "-m", "tests.qwen_mfa.integrations.mflux.small_pictures"]
