@@ -237,7 +237,8 @@ static bool close_to(double got, double want, int precision)
     double rounding = precision == MFA_PRECISION_BF16   ? 1.0 / 256
                       : precision == MFA_PRECISION_FP16 ? 1.0 / 2048
                                                         : 0;
-    return fabs(got - want) <= FLUSHED_HALF + 2e-5 + 4e-6 * fabs(want) + 0.502 * rounding * fabs(want) * 2;
+    return fabs(got - want) <=
+           FLUSHED_HALF + 2e-5 + 4e-6 * fabs(want) + 0.502 * rounding * fabs(want) * 2;
 }
 
 enum { CANARY = 0xa5 };
