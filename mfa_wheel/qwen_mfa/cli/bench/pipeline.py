@@ -12,6 +12,7 @@ import importlib.util
 import math
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from qwen_mfa.integrations import mflux
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Collection, Iterator
+    from contextlib import AbstractContextManager
 
     from qwen_mfa.cli.bench.step import Size
 
@@ -37,7 +39,7 @@ ALL_BLOCKS = 60
 HEADS, HEAD_DIM, TEXT_DIM = 24, 128, 3584
 NEGATIVE = 12  # tokens of a short negative prompt
 GUIDANCE = 4.0
-SHORT = 3.0  # seconds
+SHORT, BRIEF = 3.0, 0.7  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +77,15 @@ WAYS: dict[str, Way] = {
     "all, bfloat16, blocks fused": Way(switches={**_BF16, "fused_blocks": "on"}),
     "all, blocks fused": Way(switches={"fused_blocks": "on"}),
     "all, bfloat16, no early start": Way(switches={**_BF16, "early_start": "off"}),
+    "all, modulation twice": Way(switches={"share_modulation": False}),
+    "all, no early start": Way(switches={"early_start": "off"}),
     "all, bfloat16, modulation twice": Way(switches={**_BF16, "share_modulation": False}),
     "bfloat16 latents: mflux": Way(latents="bfloat16"),
     "bfloat16 latents: all": Way(latents="bfloat16", switches={}),
     "guidance 1: mflux": Way(guidance=1.0),
     "guidance 1: all": Way(guidance=1.0, switches={}),
     "guidance 1: all, bfloat16": Way(guidance=1.0, switches=_BF16),
+    "guidance 1: all, negative pass computed": Way(guidance=1.0, switches={"skip_negative": False}),
 }
 WARMED = ("all, blocks fused", "all, bfloat16, blocks fused")
 
@@ -151,7 +156,10 @@ def _random(x: mx.array) -> mx.array:
 
 
 def steps(size: Size, model: Model) -> dict[str, Callable[[], mx.array]]:
-    """Return one step for each way; each returns the next latents, evaluated."""
+    """Return one step for each way; each returns the next latents, evaluated.
+
+    A way's step is to be called `within` that way.
+    """
     side = 16 * size.side
     configs = importlib.import_module("mflux.models.common.config.config")
     models = importlib.import_module("mflux.models.common.config")
@@ -193,13 +201,13 @@ def steps(size: Size, model: Model) -> dict[str, Callable[[], mx.array]]:
         mx.eval(result)
         return result
 
-    def step(way: Way) -> mx.array:
-        if way.switches is None:
-            return once(way)
-        with mflux.enabled(**way.switches):
-            return once(way)
+    return {name: lambda way=way: once(way) for name, way in WAYS.items()}  # type: ignore[misc]
 
-    return {name: lambda way=way: step(way) for name, way in WAYS.items()}  # type: ignore[misc]
+
+def within(name: str) -> AbstractContextManager[object]:
+    """Return what a way's steps run in: users switch the integration on once, not in each step."""
+    switches = WAYS[name].switches
+    return nullcontext() if switches is None else mflux.enabled(**switches)
 
 
 def _guidance() -> Callable[..., mx.array]:
@@ -243,23 +251,25 @@ def measure(
     # So that compiling is on record, and "auto" decides by what blocks take once it is done.
     for name in _to_be_warmed(args.ways):
         start = time.perf_counter()
-        all_steps[name]()
+        with within(name):
+            all_steps[name]()
         firsts[f"compiling, {name}"] = time.perf_counter() - start
         _tell(f"{size.name}, compiling, {name}: {seconds(firsts[f'compiling, {name}'])}")
     durations: dict[str, float] = {}
     for number, (name, step) in enumerate(ways.items()):
         progress(0.2 * number / len(ways), f"first step: {name}")
-        start = time.perf_counter()
-        step()
-        firsts[name] = time.perf_counter() - start
-        _tell(f"{size.name}, {name}: first step {seconds(firsts[name])}")
-        step()  # whatever is found out on the first steps is found out now
-        mx.clear_cache()
-        mx.reset_peak_memory()
-        start = time.perf_counter()
-        outputs[name] = step()
-        durations[name] = time.perf_counter() - start
-        memory[name] = mx.get_peak_memory()
+        with within(name):
+            start = time.perf_counter()
+            step()
+            firsts[name] = time.perf_counter() - start
+            _tell(f"{size.name}, {name}: first step {seconds(firsts[name])}")
+            step()  # whatever is found out on the first steps is found out now
+            mx.clear_cache()
+            mx.reset_peak_memory()
+            start = time.perf_counter()
+            outputs[name] = step()
+            durations[name] = time.perf_counter() - start
+            memory[name] = mx.get_peak_memory()
         found |= _blocks(WAYS[name], name)
     errors = {name: _error(outputs[name], outputs[_against(name, ways)]) for name in ways}
     base = Case(
@@ -289,8 +299,10 @@ def _interleaved(
     MLX keeps freed memory for reuse; what another way left does not fit, and asking the device for
     more takes milliseconds.
     """
-    repeats = {name: 3 if taken < SHORT else 1 for name, taken in durations.items()}
-    return interleaved(ways, rounds=rounds, warm_up=0, repeats=repeats)
+    repeats = {
+        name: 3 if taken < BRIEF else 2 if taken < SHORT else 1 for name, taken in durations.items()
+    }
+    return interleaved(ways, rounds=rounds, warm_up=0, repeats=repeats, within=within)
 
 
 def _to_be_warmed(chosen: Collection[str]) -> list[str]:

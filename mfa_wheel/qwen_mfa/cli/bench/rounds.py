@@ -8,11 +8,13 @@ from __future__ import annotations
 import random
 import statistics
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ def interleaved(
     warm_up: int = 1,
     settle: float = 0.0,
     repeats: Mapping[str, int] | None = None,
+    within: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[Rounds]:
     """Time ``contestants`` in ``rounds`` rounds after ``warm_up`` unmeasured ones.
 
@@ -67,6 +70,7 @@ def interleaved(
         repeats: Calls in a row, timed together after an untimed one, of contestants that are too
             quick to be timed one at a time: waking up after the pause would weigh too much. Times
             are for one call.
+        within: What each name's work runs in; entering and leaving it is not timed.
 
     Yields:
         All times so far, after every measured round.
@@ -77,19 +81,21 @@ def interleaved(
     order = random.Random(0)  # noqa: S311 - not a secret
     for _ in range(warm_up):
         for name in names:
-            contestants[name]()
+            with within(name):
+                contestants[name]()
     measured = Rounds(times={name: [] for name in names})
     for _ in range(rounds if names else 0):
         # Nobody always runs after the same neighbour, and every run has the same order.
         for name in order.sample(names, len(names)):
             time.sleep(settle)
             work = contestants[name]
-            if calls[name] > 1:
-                work()  # wakes its threads
-            start = time.perf_counter()
-            for _ in range(calls[name]):
-                work()
-            measured.times[name].append((time.perf_counter() - start) / calls[name])
+            with within(name):
+                if calls[name] > 1:
+                    work()  # wakes its threads
+                start = time.perf_counter()
+                for _ in range(calls[name]):
+                    work()
+                measured.times[name].append((time.perf_counter() - start) / calls[name])
         yield measured
 
 

@@ -202,7 +202,11 @@ def _arrays_marked(item: Any) -> Any:
 
 
 def _scale_and_mask(*, scale: Any, mask: Any = None, **more: Any) -> tuple[float, Any]:
-    if not isinstance(scale, (int, float)) or any(value is not None for value in more.values()):
+    if any(value is not None for value in more.values()):
         msg = "its attention takes more than q, k, v, a scale and a mask"
         raise CutError(msg)
-    return float(scale), mask
+    try:
+        return float(scale), mask  # some hosts make an array of it, from sizes alone
+    except (TypeError, ValueError, RuntimeError):
+        msg = "its attention's scale is only known once the data is"
+        raise CutError(msg) from None

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+from mlx import nn
 from mlx.utils import tree_map
 
 from qwen_mfa import telemetry
@@ -25,8 +26,6 @@ from qwen_mfa.integrations.mflux import modulation, skeleton
 from qwen_mfa.integrations.mflux.cut import CutError
 
 if TYPE_CHECKING:
-    from mlx import nn
-
     from qwen_mfa.integrations.mflux.blocks import Blocks, Plan
     from qwen_mfa.integrations.mflux.options import Options
     from qwen_mfa.integrations.mflux.records import Record
@@ -107,11 +106,15 @@ class Trial:
         own = blocks.by_host(block, arguments)
         mx.eval(own)
         picture = (time.perf_counter() - start) * blocks.ahead
-        if math.isnan(self.bfloat16) and own[0].dtype == mx.float32:
-            self.bfloat16 = _gain_of_bfloat16(blocks, block, arguments)
+        # MLX compiles products with quantised weights on first use, for each precision: many
+        # seconds on a GPU with a cold cache, which advice alone is not worth.
+        dear = any(x.dtype == mx.uint32 for x in skeleton.read(block)[0])
+        if not dear:
+            self._measure_bfloat16(blocks, block, arguments, own)
         if not self._forced and math.isnan(self.cold) and not self.record.pays(picture):
             self._postpone()
             return own
+        self._measure_bfloat16(blocks, block, arguments, own)
         try:
             start = time.perf_counter()
             cut = blocks.cut(plan, block, arguments)
@@ -131,6 +134,12 @@ class Trial:
         if self._forced:
             self._decide(fused=True, reason="asked for")
         return own
+
+    def _measure_bfloat16(
+        self, blocks: Blocks, block: nn.Module, arguments: dict[str, Any], own: Any
+    ) -> None:
+        if math.isnan(self.bfloat16) and own[0].dtype == mx.float32:
+            self.bfloat16 = _gain_of_bfloat16(blocks, block, arguments)
 
     def _timed(
         self, blocks: Blocks, plan: Plan, block: nn.Module, arguments: dict[str, Any]
@@ -203,6 +212,7 @@ def compare(
         modulation.of(block, arguments)  # by the block's own weights; the copy is no block's
     wide = skeleton.copy(block)
     skeleton.fill(wide, block, iter([_widened(x) for x in skeleton.read(block)[0]]))
+    _dequantise(wide)
     with modulation.as_of(block, wide):
         reference = blocks.by_host(wide, _map_arrays(_widened, arguments), _widened)
     return _distance(cut, reference), WORSE * _distance(own, reference)
@@ -237,6 +247,30 @@ def _widened(x: mx.array) -> mx.array:
 
 def _narrowed(x: mx.array) -> mx.array:
     return x.astype(mx.bfloat16)
+
+
+def _dequantise(module: Any) -> None:
+    """Put plain layers where ``module`` has quantised ones: the same function of float32 inputs.
+
+    Only the reference runs in float32. Its quantised products would be compiled for it alone.
+    """
+    children = module.items() if isinstance(module, dict) else enumerate(module)
+    for name, item in list(children):
+        if type(item) is nn.QuantizedLinear:
+            plain = nn.Linear(1, 1, bias=False)
+            plain.weight = mx.dequantize(
+                item.weight,
+                item.scales,
+                item.get("biases"),
+                group_size=item.group_size,
+                bits=item.bits,
+                mode=item.mode,
+            ).astype(mx.float32)
+            if "bias" in item:
+                plain.bias = item.bias
+            (dict if isinstance(module, dict) else list).__setitem__(module, name, plain)
+        elif isinstance(item, (dict, list)):
+            _dequantise(item)
 
 
 def _nudge(x: mx.array) -> mx.array:
