@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from typing import TYPE_CHECKING
 
 from qwen_mfa.errors import QwenMfaError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
 
 class UsageError(QwenMfaError):
@@ -44,3 +46,21 @@ def some_of(names: Iterable[str]) -> Callable[[str], list[str]]:
         return found
 
     return read
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of ``path``, and find out before a long run that it cannot be written to.
+
+    Raises:
+        UsageError: It cannot, or ``path`` is a folder.
+
+    """
+    if path.is_dir():
+        msg = f"{path} is a folder: name a file"
+        raise UsageError(msg)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        msg = f"{path} cannot be written ({error}): name another file"
+        raise UsageError(msg) from error

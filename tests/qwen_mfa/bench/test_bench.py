@@ -34,6 +34,7 @@ from qwen_mfa.selection import store
 from qwen_mfa.transforms import padding
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 TINY = "1,2,70,90,32"
@@ -252,7 +253,7 @@ def test_an_unwritable_cache_is_no_reason_to_stop(
     monkeypatch.setenv("QWEN_MFA_TUNE", "0")
     assert "contestant" in bench(capsys, "--no-memory")
     out = str(tmp_path / "file" / "r.json")
-    assert cli.main(["bench", "attention", TINY, "--no-memory", "--out", out]) == 1
+    assert cli.main(["bench", "attention", TINY, "--no-memory", "--out", out]) == 2
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
@@ -289,6 +290,53 @@ def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert str(png) in capsys.readouterr().out
     assert png.read_bytes().startswith(b"\x89PNG\r\n")
     assert ET.parse(svg).getroot().tag.endswith("svg")  # noqa: S314 - our own file
+
+
+def report_of(*, complete: bool, memory: int | None, lengths: Sequence[int]) -> dict[str, Any]:
+    spread = Spread(median=2.0, low=1.5, high=2.5)
+    entries = tuple(
+        records.Entry(contestant=name, rounds=3, seconds=spread, memory=memory)
+        for name in ("mlx", "cpu")
+    )
+    cases = [
+        records.Case(
+            shape=f"1,2,{n},{n},32", sizes={"B": 1, "H": 2, "Sq": n, "Skv": n, "D": 32},
+            dtype="float32", mask="none", complete=complete or n != lengths[-1], entries=entries,
+        )
+        for n in lengths
+    ]  # fmt: skip
+    machine = {"device": "CPU: Some Processor", "system": "Linux", "mlx": "0.32"}
+    report = records.Report(bench="attention", machine=machine, complete=complete, cases=cases)
+    return report.as_dict()
+
+
+def test_pictures_say_what_was_measured_and_where() -> None:
+    whole = plot.titles(report_of(complete=True, memory=1, lengths=[7, 9]), "ringed")
+    assert whole == [
+        "Attention, B 1, H 2, D 32, float32, mask none",
+        "CPU: Some Processor; Linux, MLX 0.32",
+    ]
+    part = plot.titles(report_of(complete=False, memory=1, lengths=[7]), "hatched")
+    assert part[0].startswith("Attention, 1,2,7,7,32, B 1, H 2, Sq 7")
+    assert part[-1].startswith("INTERRUPTED")
+    assert "hatched" in part[-1]
+
+
+@pytest.mark.parametrize("lengths", [[7], [7, 9]], ids=["bars", "lines"])
+@pytest.mark.parametrize("complete", [True, False])
+def test_pictures_have_no_empty_panel(lengths: list[int], complete: bool, tmp_path: Path) -> None:
+    widths = []
+    for memory in (None, 1 << 20):
+        report = report_of(complete=complete, memory=memory, lengths=lengths)
+        png, _svg = plot.draw(report, tmp_path / "picture")
+        widths.append(int.from_bytes(png.read_bytes()[16:20], "big"))  # of the header chunk
+    assert widths[1] == 2 * widths[0]
+
+
+def test_nothing_to_draw(tmp_path: Path) -> None:
+    with pytest.raises(errors.QwenMfaError, match="nothing to draw"):
+        plot.draw(report_of(complete=False, memory=1, lengths=[]), tmp_path / "picture")
+    assert not any(tmp_path.iterdir())
 
 
 def test_pictures_need_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,9 @@ def failing(capsys: pytest.CaptureFixture[str], words: Sequence[str]) -> str:
         ("selftest --report x.json", "--report belongs to --metal"),
         ("selftest --image-tokens many", "'many' is no whole number from 0 to 16384"),
         ("bench attention --dtype float8 qwen-512", "'float8' is none of bfloat16"),
+        ("bench attention 1,2,3,4,5 --out /dev/null/x.json", "cannot be written"),
+        ("bench attention 1,2,3,4,5 --out /tmp", "/tmp is a folder: name a file"),
+        ("bench attention 1,2,3,4,5 --plot /dev/null/x", "cannot be written"),
         ("bench dispatch --rounds 0", "'0' is no whole number from 1 to 1000"),
     ],
 )

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen_mfa.cli.arguments import whole
+from qwen_mfa.cli.arguments import check_writable, whole
 from qwen_mfa.cli.bench import plot, records
 from qwen_mfa.selection import store
 
@@ -100,6 +100,9 @@ def collect(
     plain = not args.json and not args.markdown
     if args.plot:
         plot.require()
+        check_writable(args.plot.with_name(f"{args.plot.name}.png"))
+    if args.out:
+        check_writable(args.out)
     under_way: Case | None = None
     kept = False
     try:
@@ -116,7 +119,8 @@ def collect(
         if under_way is not None and plain:
             print(records.as_text([under_way]))
         if kept:
-            print(f"Interrupted; kept in {_file(report, args)}", file=sys.stderr)
+            file = _file(report, args)
+            print(f"Interrupted; `qwen-mfa bench show {file}` shows it again", file=sys.stderr)
         raise
     report.complete = True
     _keep(report, args)
