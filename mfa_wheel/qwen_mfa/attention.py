@@ -75,8 +75,13 @@ def scaled_dot_product_attention(
         if mask is not None and not isinstance(mask, str):
             stays = known.looks.staying(mask)
             what = (mask.shape, mask.dtype, stays)
+        # Of v nothing: what goes straight is MLX's, which is right whatever v is. `_goes_straight`
+        # sees to it that nothing unusual is found here.
         key = (
-            *(q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype),
+            q.shape,
+            k.shape,
+            q.dtype,
+            k.dtype,
             what,
             None if sinks is None else (sinks.shape, sinks.dtype),
             stream,
@@ -88,8 +93,7 @@ def scaled_dot_product_attention(
         key = tally = None
     if tally is not None and not telemetry.recorder.subscribers:
         # The steady state where MLX's kernel is chosen: nothing but this look-up is added to it.
-        with tally.lock:
-            tally.number += 1
+        tally.add()
         return mlx.attention(
             q, k, v, scale=scale, mask=mask, sinks=sinks, force_fused=force_fused, stream=stream
         )
@@ -139,7 +143,7 @@ def _dispatch(call: Call, wanted: Policy, key: object = None, *, stays: bool = F
             return _without_padding(*found, call, wanted)
     choice = choose.choose(call.problem, wanted=wanted, may_measure=inputs.are_evaluated)
     if choice.kernel is mlx:
-        if choice.final and key is not None and (stays or _goes_straight(call)):
+        if choice.final and key is not None and _goes_straight(call, stays=stays):
             known.keep_straight(key, telemetry.recorder.tally(mlx.name, choice.reason), generation)
         return _by_mlx(call, choice.reason)
     if _is_elsewhere(call.stream):
@@ -149,9 +153,15 @@ def _dispatch(call: Call, wanted: Policy, key: object = None, *, stays: bool = F
     return differentiable(call, partial(_run, choice))
 
 
-def _goes_straight(call: Call) -> bool:
-    """Whether all calls of this kind are MLX's, whatever a mask holds: it may hide padding."""
-    return not isinstance(call.mask, mx.array) or not padding.may_apply(call.problem)
+def _goes_straight(call: Call, *, stays: bool) -> bool:
+    """Whether all calls of this kind are MLX's, whatever a mask holds: it may hide padding.
+
+    That of v which k does not tell (its dtype, its head dimension) has to be as usual: there, what
+    was found for this call must not be taken for the others.
+    """
+    if call.v.dtype != call.k.dtype or call.v.shape != call.k.shape:
+        return False
+    return stays or not isinstance(call.mask, mx.array) or not padding.may_apply(call.problem)
 
 
 class _Inputs:

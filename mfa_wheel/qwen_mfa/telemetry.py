@@ -72,7 +72,7 @@ class Recorder:
         with self._lock:
             self.subscribers, self._parts = (), {}
             for tally in self._tallies.values():
-                tally.number = 0
+                tally.clear()
 
     def subscribe(self, subscriber: Callable[[Event], None]) -> Callable[[], None]:
         """Call ``subscriber`` with every event; return how to stop that."""
@@ -90,7 +90,7 @@ class Recorder:
         found = self._tallies.get((kernel, reason))
         if found is None:
             with self._lock:
-                found = self._tallies.setdefault((kernel, reason), Tally(self._lock))
+                found = self._tallies.setdefault((kernel, reason), Tally())
         return found
 
     def count_part(self, part: str, outcome: str, number: int) -> None:
@@ -101,8 +101,9 @@ class Recorder:
     def stats(self) -> Stats:
         """Return the counts."""
         with self._lock:
-            reasons = {key: tally.number for key, tally in self._tallies.items() if tally.number}
+            counts = {key: tally.read() for key, tally in self._tallies.items()}
             parts = dict(self._parts)
+        reasons = {key: number for key, number in counts.items() if number}
         calls: dict[str, int] = {}
         for (kernel, _), number in reasons.items():
             if kernel is not None:

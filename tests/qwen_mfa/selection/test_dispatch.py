@@ -249,6 +249,23 @@ def test_where_mlx_is_chosen_a_look_up_is_all(monkeypatch: pytest.MonkeyPatch) -
     assert qwen_mfa.stats().calls == {"mlx": 4}
 
 
+def test_an_unusual_v_decides_nothing_for_others() -> None:
+    """What goes straight to MLX is told apart without v: it is right whatever v is."""
+    q, k, v = (mx.random.normal((1, 2, 20, 16)) for _ in range(3))
+    short, other = v[..., :8], v.astype(mx.float16)
+    for first in (short, other):
+        session.start()
+        qwen_mfa.scaled_dot_product_attention(q, k, first, scale=0.2)
+        assert not session.current.straight
+    for each in (v, short, other, v):
+        ours = qwen_mfa.scaled_dot_product_attention(q, k, each, scale=0.2)
+        theirs = mx.fast.scaled_dot_product_attention(q, k, each, scale=0.2)
+        assert ours.shape == theirs.shape
+        assert ours.dtype == theirs.dtype
+        assert mx.array_equal(ours, theirs).item()
+    assert len(session.current.straight) == 1
+
+
 def test_choices_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "MAX_CHOICES", 10)
     for tokens in range(1, 40):
