@@ -17,7 +17,8 @@ from rich.table import Table
 
 from build_tools.commands import common
 from build_tools.commands.typecheck import SOURCES, WIDE
-from build_tools.native import simulation, typecheck
+from build_tools.native import typecheck
+from build_tools.native.standins import simulation
 from build_tools.source import fetch, overlay, remotes
 from build_tools.source import lock as locks
 from build_tools.support import paths
@@ -26,7 +27,7 @@ from build_tools.support.console import say, stdout, step
 if TYPE_CHECKING:
     import argparse
 
-    from build_tools.native.simulation import Result
+    from build_tools.native.standins.simulation import Result
 
 HELP = "execute the pinned source's kernels on this machine, without a GPU"
 _SHOWN = 20

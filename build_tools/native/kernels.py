@@ -122,7 +122,7 @@ class Generator:
             requests = [_request(case, cache=empty) for case in cases]
             done = subprocess.run(
                 [
-                    sys.executable, "-m", "build_tools.native.standin_driver",
+                    sys.executable, "-m", "build_tools.native.standins.encoding",
                     str(self._library), str(self._standins.library),
                 ],
                 cwd=ROOT, input=json.dumps(requests), check=False, capture_output=True, text=True,

@@ -1,4 +1,4 @@
-"""Every test here starts cold: an empty cache, and nothing forced."""
+"""What several folders start from: no history, one kernel, or a library with a fault."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from filelock import FileLock
 
+import qwen_mfa
 from qwen_mfa import telemetry
 from qwen_mfa.kernels import cpu
 from qwen_mfa.native import library
@@ -27,14 +28,31 @@ if TYPE_CHECKING:
 Faulty = Callable[[str], None]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_dispatch: None) -> Path:
+    """Return the folder of an empty cache; nothing is forced."""
     for variable in ("QWEN_MFA_BACKEND", "QWEN_MFA_TUNE", "QWEN_MFA_KEEP_PADDING"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("QWEN_MFA_CACHE_DIR", str(tmp_path / "cache"))
     session.start()
     telemetry.start()
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def native_kernel(monkeypatch: pytest.MonkeyPatch, fresh_dispatch: None) -> None:
+    """Force the portable engine, since MLX's kernel is faster for the small and few."""
+    monkeypatch.setenv("QWEN_MFA_BACKEND", "cpu")
+    session.start()
+
+
+@pytest.fixture(params=[pytest.param("cpu", marks=pytest.mark.cpu), "mlx"])
+def each_kernel(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run with the native kernel and with MLX's, whichever is faster on this machine now."""
+    if request.param == "cpu" and not library.load().is_portable:
+        pytest.skip("the embedded library is not the portable engine")
+    with qwen_mfa.use(request.param):
+        yield
 
 
 @pytest.fixture(scope="session")

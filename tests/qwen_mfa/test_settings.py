@@ -9,8 +9,9 @@ import qwen_mfa
 from qwen_mfa import cli, settings
 from qwen_mfa.errors import SettingError
 from qwen_mfa.selection import session
+from tests.qwen_mfa.conftest import python
 
-from .conftest import python
+pytestmark = pytest.mark.usefixtures("cold")
 
 WRONG = [
     (settings.TUNE, "maybe", "say 0 or 1"),

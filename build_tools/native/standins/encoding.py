@@ -1,6 +1,6 @@
 """Attention calls into a library that is linked with the stand-in Metal. Run as a child process.
 
-``python -m build_tools.native.standin_driver LIBRARY STANDINS`` reads a JSON list of requests,
+``python -m build_tools.native.standins.encoding LIBRARY STANDINS`` reads a JSON list of requests,
 encodes each as the run time would, and prints a line of JSON for each: its error code, the
 dispatches, the shader origins, and the sources that the device was given; or the signal that ended
 it. Each request is a process of its own because the stand-in's device, like Metal's, is chosen

@@ -1,6 +1,6 @@
 """Attention calls that are really computed, against float64. Run as a child process.
 
-``python -m build_tools.native.simulation_driver LIBRARY STANDINS`` reads a JSON list of cases and
+``python -m build_tools.native.standins.simulating LIBRARY STANDINS`` reads a JSON list of cases and
 prints a line of JSON for each. The device's family and the shader variant are the environment's.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from build_tools.native.standin_driver import STRIDES, origins
+from build_tools.native.standins.encoding import STRIDES, origins
 
 _ADDITIVE, _FP32 = 2, 3
 

@@ -125,7 +125,7 @@ class Simulator:
         return [results[case] for case in cases]
 
     def _answers(self, cases: list[Case], env: Mapping[str, str]) -> list[dict[str, Any]]:
-        module = "build_tools.native.simulation_driver"
+        module = "build_tools.native.standins.simulating"
         done = subprocess.run(
             [sys.executable, "-m", module, str(self._library), str(self._standins.library)],
             cwd=ROOT, env=dict(env), input=json.dumps([asdict(case) for case in cases]),

@@ -69,7 +69,7 @@ def answer(library: Path, apple: Standins, cache: Path, **env: str) -> dict[str,
     request = {**REQUEST, "env": {"QWEN_MFA_CACHE_DIR": str(cache), **env}}
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "build_tools.native.standin_driver"),
+            *(sys.executable, "-m", "build_tools.native.standins.encoding"),
             *(str(library), str(apple.library)),
         ],
         cwd=ROOT, input=json.dumps([request]), check=False, capture_output=True, text=True,

@@ -13,9 +13,9 @@ import pytest
 from filelock import FileLock
 
 from build_tools.commands import simulate as command
-from build_tools.native import simulation, typecheck
-from build_tools.native.simulation import Case, Result, Simulator, different_bits
-from build_tools.native.standins import Standins
+from build_tools.native import typecheck
+from build_tools.native.standins import Standins, simulation
+from build_tools.native.standins.simulation import Case, Result, Simulator, different_bits
 from build_tools.source import fetch, overlay, remotes
 from build_tools.source import lock as locks
 from build_tools.support.errors import BuildError

@@ -22,9 +22,9 @@ from qwen_mfa.validation.validate import ValidationResult
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .conftest import Faulty
+    from tests.qwen_mfa.conftest import Faulty
 
-pytestmark = pytest.mark.cpu
+pytestmark = [pytest.mark.cpu, pytest.mark.usefixtures("cold")]
 
 LINUX = Host(
     system="Linux",

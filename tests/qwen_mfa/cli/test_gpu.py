@@ -19,7 +19,7 @@ from qwen_mfa.validation.reference import (
     exp_float64,
     largest,
 )
-from tests.qwen_mfa.selection.test_doctor import LINUX
+from tests.qwen_mfa.cli.test_doctor import LINUX
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,10 +27,8 @@ QWEN_MFA = Path(sys.executable).parent / "qwen-mfa"
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(monkeypatch: pytest.MonkeyPatch, cold: Path) -> None:
     """What a wrong kernel leaves behind is not for other tests; and nothing is forced."""
-    monkeypatch.delenv("QWEN_MFA_BACKEND")
-    monkeypatch.setenv("QWEN_MFA_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("QWEN_MFA_TUNE", "0")  # what dispatch would choose is not the matter here
     session.start()
 

@@ -23,6 +23,8 @@ from qwen_mfa.validation.variants import variant_of
 if TYPE_CHECKING:
     from qwen_mfa.kernels.base import Call
 
+pytestmark = pytest.mark.usefixtures("cold")
+
 
 def problem(**changes: object) -> Problem:
     values = {

@@ -14,8 +14,7 @@ import pytest
 
 import qwen_mfa
 from qwen_mfa.native import library
-
-from .problems import Shape, draw
+from tests.qwen_mfa.attention.problems import Shape, draw
 
 pytestmark = pytest.mark.cpu
 

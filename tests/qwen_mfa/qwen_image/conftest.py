@@ -5,28 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-import qwen_mfa
-from qwen_mfa.native import library
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 DATA = Path(__file__).resolve().parents[2] / "data"
-
-
-@pytest.fixture(params=[pytest.param("cpu", marks=pytest.mark.cpu), "mlx"])
-def each_kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run with the native kernel and with MLX's, whichever is faster on this machine now."""
-    if request.param == "cpu" and not library.load().is_portable:
-        pytest.skip("the embedded library is not the portable engine")
-    with qwen_mfa.use(request.param):
-        yield
 
 
 @dataclass(frozen=True, kw_only=True)

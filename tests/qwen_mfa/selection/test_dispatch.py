@@ -24,8 +24,7 @@ from qwen_mfa.selection import candidates, choose, decisions, environment, overr
 from qwen_mfa.tuning import measure
 from qwen_mfa.validation.inputs import draw
 from tests.qwen_mfa.attention.problems import assert_exact
-
-from .conftest import python
+from tests.qwen_mfa.conftest import python
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

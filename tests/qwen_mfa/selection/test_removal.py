@@ -18,7 +18,7 @@ from qwen_mfa.transforms import masks, padding
 from qwen_mfa.transforms.padding import Part, Pattern
 from qwen_mfa.tuning import measure
 from qwen_mfa.tuning import removal as measuring
-from tests.qwen_mfa.selection.test_tuning import problem
+from tests.qwen_mfa.tuning.test_tuning import problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,8 +14,7 @@ import pytest
 
 from qwen_mfa.selection import store
 from qwen_mfa.selection.store import Store
-
-from .conftest import python
+from tests.qwen_mfa.conftest import python
 
 if TYPE_CHECKING:
     from pathlib import Path

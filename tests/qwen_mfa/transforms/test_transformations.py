@@ -15,13 +15,12 @@ import pytest
 
 import qwen_mfa
 from qwen_mfa.selection import session
-
-from .problems import Shape, as_numpy, draw
+from tests.qwen_mfa.attention.problems import Shape, as_numpy, draw
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.cpu
+pytestmark = [pytest.mark.cpu, pytest.mark.usefixtures("native_kernel")]
 
 SCALE = 0.125
 

@@ -22,8 +22,7 @@ from tests.qwen_mfa.attention.problems import assert_exact
 
 if TYPE_CHECKING:
     from qwen_mfa.kernels.base import Call
-
-    from .conftest import Faulty
+    from tests.qwen_mfa.conftest import Faulty
 
 pytestmark = pytest.mark.cpu
 

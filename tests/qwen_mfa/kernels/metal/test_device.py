@@ -19,7 +19,7 @@ from qwen_mfa.problem import Problem
 from tests.standins.metal import capsules
 
 if TYPE_CHECKING:
-    from tests.qwen_mfa.metal.conftest import StandinMac
+    from tests.qwen_mfa.kernels.metal.conftest import StandinMac
 
 pytestmark = pytest.mark.cpu
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qwen_mfa.validation.variants import Variant
-    from tests.qwen_mfa.metal.conftest import StandinMac
+    from tests.qwen_mfa.kernels.metal.conftest import StandinMac
 
 pytestmark = [pytest.mark.cpu, pytest.mark.validation]
 SHAPE = Shape(b=1, hq=2, hkv=2, sq=13, skv=21, d=16, dv=16)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.qwen_mfa.metal.conftest import StandinMac
+    from tests.qwen_mfa.kernels.metal.conftest import StandinMac
 
 pytestmark = pytest.mark.cpu
 

@@ -19,7 +19,7 @@ from qwen_mfa.selection import choose
 from tests.qwen_mfa.attention.problems import Shape, as_numpy, assert_exact, draw
 
 if TYPE_CHECKING:
-    from tests.qwen_mfa.metal.conftest import StandinMac
+    from tests.qwen_mfa.kernels.metal.conftest import StandinMac
 
 pytestmark = pytest.mark.cpu
 

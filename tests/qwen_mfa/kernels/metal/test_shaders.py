@@ -12,11 +12,11 @@ from qwen_mfa.kernels import metal
 from qwen_mfa.kernels.metal import shaders
 from qwen_mfa.problem import describe
 from tests.qwen_mfa.attention.problems import Shape, draw
-from tests.qwen_mfa.metal.test_path import attend
+from tests.qwen_mfa.kernels.metal.test_path import attend
 
 if TYPE_CHECKING:
     from qwen_mfa.kernels.base import Call
-    from tests.qwen_mfa.metal.conftest import StandinMac
+    from tests.qwen_mfa.kernels.metal.conftest import StandinMac
 
 pytestmark = pytest.mark.cpu
 
