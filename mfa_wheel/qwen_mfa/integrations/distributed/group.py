@@ -58,8 +58,17 @@ class Team:
             DistributedError: Another rank has ended, or the connection to it.
 
         """
+        return self.gather_all([array], limit=limit)[0]
+
+    def gather_all(self, arrays: list[mx.array], *, limit: float) -> list[mx.array]:
+        """Do what `gather` does for several arrays, waiting once.
+
+        Raises:
+            DistributedError: As `gather` does.
+
+        """
         with self._together("waiting", limit):
-            everyones = mx.distributed.all_gather(array[None], group=self.group)
+            everyones = [mx.distributed.all_gather(x[None], group=self.group) for x in arrays]
             mx.eval(everyones)
         return everyones
 

@@ -76,15 +76,15 @@ class Split:
         mx.eval(mine, check)
         computed = time.perf_counter()
         limit = self._least + PATIENCE * (computed - start)
-        self._require_no_drift(check, limit)
-        everyones = self.team.gather(mine, limit=limit)
+        checks, everyones = self.team.gather_all([check, mine], limit=limit)
+        self._require_no_drift(checks)
         self.steps += 1
         self.seconds["passes"] += computed - start
         self.seconds["waiting"] += time.perf_counter() - computed
         return everyones[0], everyones[1]
 
-    def _require_no_drift(self, check: mx.array, limit: float) -> None:
-        found: Any = self.team.gather(check, limit=limit).tolist()
+    def _require_no_drift(self, checks: mx.array) -> None:
+        found: Any = checks.tolist()
         drifted = [str(rank) for rank, each in enumerate(found) if each != found[0]]
         if drifted:
             msg = (
