@@ -24,7 +24,7 @@ from qwen_mfa.validation import reference
 from qwen_mfa.validation.inputs import draw
 from qwen_mfa.validation.validate import validate
 from qwen_mfa.validation.variants import variant_of
-from tests.qwen_mfa.selection.test_mlx_fp16 import problem
+from tests.qwen_mfa.kernels.test_mlx_fp16 import problem
 from tests.standins import gpu
 
 if TYPE_CHECKING:
