@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from math import exp
 from typing import TYPE_CHECKING, Any
 
 import qwen_mfa
 from qwen_mfa import machine
 from qwen_mfa.cli import advice, info, precision, selftest_metal
-from qwen_mfa.cli.explain import finding_as_json
+from qwen_mfa.cli.explain import finding_as_json, removal_as_json
 from qwen_mfa.cli.table import seconds, table
 from qwen_mfa.errors import BackendError
 from qwen_mfa.kernels import registry
 from qwen_mfa.kernels.metal import device
 from qwen_mfa.problem import Problem
-from qwen_mfa.selection import choose, decisions
+from qwen_mfa.selection import choose, decisions, removal
+from qwen_mfa.transforms import padding
+from qwen_mfa.transforms.padding import Pattern
 
 if TYPE_CHECKING:
     import argparse
@@ -29,11 +33,14 @@ if TYPE_CHECKING:
     from qwen_mfa.machine import Host
     from qwen_mfa.selection.candidates import Finding
     from qwen_mfa.selection.choose import Choice
+    from qwen_mfa.selection.removal import Removal
 
 
 # Image tokens at 512, 1024 and 1328 pixels square, each with some text: Qwen-Image's own sizes.
 TEXT_TOKENS = 100
 IMAGES = {"512 x 512": 1024, "1024 x 1024": 4096, "1328 x 1328": 6889}
+# Of how many text slots, at which size, it is asked whether the others are left out.
+SLOTS, PADDED_IMAGE = 512, "1024 x 1024"
 MEBIBYTE = 1 << 20
 NOTHING = "Nothing to do: this is as fast as it gets here."
 _SHADER_LIMIT = 300.0  # seconds
@@ -52,6 +59,7 @@ class Report:
     advice: list[Advice]
     shaders: tuple[str, ...] = ()
     bfloat16: float | None = None
+    padding: dict[str, Removal] = field(default_factory=dict)
 
     @property
     def status(self) -> int:
@@ -107,6 +115,7 @@ def examine(*, forget: bool = False) -> Report:
         advice=advice.give(here, library["state"], library.get("reason", ""), findings),
         shaders=_shaders(),
         bfloat16=precision.measure() if here.mlx else None,
+        padding=_padding() if PADDED_IMAGE in IMAGES else {},
     )
 
 
@@ -118,9 +127,29 @@ def _shaders() -> tuple[str, ...]:
     return (*found.get("shaders", ()), *found["failures"])
 
 
+def _padding() -> dict[str, Removal]:
+    """Return what becomes of text slots that are not used, by kind of mask."""
+    of = _problem(IMAGES[PADDED_IMAGE] + SLOTS)
+    pattern = Pattern(hidden=SLOTS - TEXT_TOKENS, runs=2)
+    shape = (1, 1, 1, of.seq_kv)
+    found = {}
+    for kind in ("bool", "additive"):
+        masked = replace(of, mask=kind, mask_shape=shape)
+        if padding.may_apply(masked):
+            with suppress(BackendError):  # told by `_choice`
+                found[kind] = removal.decide(masked, pattern)
+    return found
+
+
 def _choice(image_tokens: int) -> Choice | str:
-    tokens = image_tokens + TEXT_TOKENS
-    problem = Problem(
+    try:
+        return choose.choose(_problem(image_tokens + TEXT_TOKENS))
+    except BackendError as error:  # a forced kernel that cannot run
+        return str(error)
+
+
+def _problem(tokens: int) -> Problem:
+    return Problem(
         batch=1,
         heads_q=24,
         heads_kv=24,
@@ -130,10 +159,6 @@ def _choice(image_tokens: int) -> Choice | str:
         value_dim=128,
         dtype="bfloat16",
     )
-    try:
-        return choose.choose(problem)
-    except BackendError as error:  # a forced kernel that cannot run
-        return str(error)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -157,6 +182,7 @@ def as_json(report: Report) -> dict[str, Any]:
             }
             for title, choice in report.choices.items()
         },
+        "padding": {kind: removal_as_json(found) for kind, found in report.padding.items()},
         "cache": report.cache,
         "shaders": report.shaders,
         "bfloat16": report.bfloat16,
@@ -202,9 +228,23 @@ def as_text(report: Report) -> str:
         "",
         _kernels(report),
         "",
+        *_about_padding(report.padding),
         *_outcome(report),
     ]
     return "\n".join(lines)
+
+
+def _about_padding(found: dict[str, Removal]) -> list[str]:
+    if not found:
+        return []
+    words = []
+    for kind, decision in found.items():
+        worst = min(decision.samples, key=lambda x: x.gain, default=None)
+        ratio = f" {exp(-worst.gain):.2f}" if worst else ""
+        words.append(f"{kind}{ratio}, {'left out' if decision.removed else 'masked'}")
+    share = f"{SLOTS - TEXT_TOKENS} of {SLOTS} text slots"
+    title = f"Padding at {PADDED_IMAGE} ({share}), time without it to with the mask"
+    return [f"{title}: {'; '.join(words)}", ""]
 
 
 def _matrix_units(here: Host) -> list[str]:

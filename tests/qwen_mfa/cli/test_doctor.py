@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from qwen_mfa.kernels import cpu, registry
 from qwen_mfa.machine import Host
 from qwen_mfa.native import library
 from qwen_mfa.selection import candidates, decisions, session
+from qwen_mfa.transforms import padding
 from qwen_mfa.tuning import measure
 from qwen_mfa.validation.validate import ValidationResult
 
@@ -250,6 +252,19 @@ def test_doctor_notes_a_bad_cache(
     session.start()
     assert "note:" in doctor.as_text(doctor.examine())
     assert doctor.examine().status == 1
+
+
+def test_doctor_tells_what_becomes_of_padding(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(padding, "MIN_FLOPS", 0)
+    monkeypatch.setattr(doctor, "IMAGES", {"1024 x 1024": 92})
+    report = doctor.examine()
+    lines = doctor.as_text(report).splitlines()
+    (line,) = [x for x in lines if x.startswith("Padding at 1024 x 1024 (412 of 512")]
+    assert re.search(r": bool \d+\.\d\d, (left out|masked); additive \d", line)
+    assert len(line) <= 140
+    found = doctor.as_json(report)["padding"]
+    assert set(found) == {"bool", "additive"}
+    assert found["bool"]["measured"]
 
 
 @pytest.mark.parametrize("host", [MAC, M5_OLD_BUILD, LINUX], ids=["m2", "m5", "linux"])
