@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,3 +79,12 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [int(each.getsockname()[1]) for each in sockets]
+
+
+def free_port_pair() -> int:
+    """Return a port of loopback on which nothing listens, nor on the next one."""
+    while True:
+        first = free_ports(1)[0]
+        with closing(socket.socket()) as second, suppress(OSError, OverflowError):
+            second.bind(("127.0.0.1", first + 1))
+            return first

@@ -1,6 +1,6 @@
-"""Makes small pictures with mflux's own loops and prints the latents' digest: a program for ranks.
+"""Makes small pictures with mflux's own loops and prints their latents' digests, for ranks.
 
-``small_pictures.py KIND``: ``plain``, ``edit``, ``8-bit``, ``lora`` or ``guidance-1``. Options of
+``small_pictures.py KIND …``: ``plain``, ``edit``, ``8-bit``, ``lora`` or ``guidance-1``. Options of
 ``enable`` as JSON in ``QWEN_MFA_TEST_OPTIONS``; ``QWEN_MFA_TEST_ODD=1`` makes rank 1's weights
 other ones.
 """
@@ -27,9 +27,19 @@ from tests.qwen_mfa.integrations.mflux.test_qwen_image import CHANNELS, DIM, pip
 STEPS = 2
 
 
-def main(kind: str) -> None:
-    """Enable, make one picture, print a digest of its latents."""
+def main(kinds: list[str]) -> None:
+    """Enable, make one picture of each kind, print a digest of its latents."""
     mflux.enable(**json.loads(os.environ.get("QWEN_MFA_TEST_OPTIONS", "{}")))
+    for kind in kinds:
+        latents = picture(kind)
+        sys.stdout.write(f"{kind} {hashlib.sha256(bytes(memoryview(latents))).hexdigest()}\n")
+    together = mflux.step().together
+    if together is not None:
+        together.team.part()
+
+
+def picture(kind: str) -> mx.array:
+    """Make a picture with a model of its own; return its latents."""
     seen: list[mx.array] = []
 
     def decode(vae: None, latent: mx.array, tiling_config: None = None) -> mx.array:
@@ -56,11 +66,7 @@ def main(kind: str) -> None:
         image = as_edit(image)
         options["image_paths"] = ["reference.png"]
     image.generate_image(**options)
-    digest = hashlib.sha256(bytes(memoryview(seen[-1]))).hexdigest()
-    sys.stdout.write(f"latents {digest}\n")
-    together = mflux.step().together
-    if together is not None:
-        together.team.part()
+    return seen[-1]
 
 
 def as_edit(image: qwen_image.QwenImage) -> QwenImageEdit:
@@ -81,4 +87,4 @@ def as_edit(image: qwen_image.QwenImage) -> QwenImageEdit:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

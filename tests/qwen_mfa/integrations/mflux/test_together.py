@@ -19,6 +19,7 @@ pytestmark = pytest.mark.cpu
 
 QWEN_MFA = str(Path(sys.executable).parent / "qwen-mfa")
 ROOT = Path(__file__).resolve().parents[4]
+KINDS = ["plain", "edit", "8-bit", "lora", "guidance-1"]
 PICTURES = [sys.executable, "-m", "tests.qwen_mfa.integrations.mflux.small_pictures"]
 GENERATE = ["-m", "tests.qwen_mfa.integrations.mflux.small_generate", "--prompt", "a cat"]
 GENERATE += ["--negative-prompt", "a dog", "--steps", "2", "--height", "128", "--width", "128"]
@@ -26,9 +27,11 @@ GENERATE += ["--negative-prompt", "a dog", "--steps", "2", "--height", "128", "-
 SETTLED = {"QWEN_MFA_TEST_OPTIONS": json.dumps({"fused_blocks": "off"})}
 
 
-def alone(kind: str) -> str:
+@pytest.fixture(scope="module")
+def alone() -> str:
+    """What one process says of every kind of picture."""
     done = subprocess.run(
-        [*PICTURES, kind],
+        [*PICTURES, *KINDS],
         cwd=ROOT,
         env={**os.environ, **SETTLED},
         check=True,
@@ -36,22 +39,21 @@ def alone(kind: str) -> str:
         text=True,
         timeout=120,
     )
-    return done.stdout.splitlines()[-1]
+    assert len({line.split()[1] for line in done.stdout.splitlines()}) == len(KINDS)
+    return done.stdout
 
 
-@pytest.mark.parametrize(
-    ("kind", "size"),
-    [("plain", 4), ("edit", 2), ("8-bit", 2), ("lora", 2), ("guidance-1", 2)],
-)
+@pytest.mark.parametrize("size", [2, 4])
 def test_latents_are_those_of_one_process_in_every_bit(
-    kind: str, size: int, tmp_path: Path
+    alone: str, size: int, tmp_path: Path
 ) -> None:
-    started = ranks.start([*PICTURES, kind], size, tmp_path, cwd=ROOT, env=SETTLED)
-    expected = alone(kind)
-    assert expected.startswith("latents ")
-    for each in ranks.finish(started):
+    kinds = KINDS if size == 2 else KINDS[:1]
+    expected = alone.splitlines()[: len(kinds)]
+    for each in ranks.finish(
+        ranks.start([*PICTURES, *kinds], size, tmp_path, cwd=ROOT, env=SETTLED)
+    ):
         assert each.status == 0, each.err
-        assert each.out.splitlines()[-1] == expected
+        assert each.out.splitlines() == expected
 
 
 def test_other_weights_on_one_rank_are_refused(tmp_path: Path) -> None:
@@ -80,17 +82,37 @@ def generate(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
     return ranks.start([*command(folder), *words], 2, folder, cwd=ROOT)
 
 
-def test_run_writes_one_picture_and_the_others_say_that_they_took_part(tmp_path: Path) -> None:
+def launched(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """Start two ranks as the documentation says: by mlx.launch itself, from another folder."""
+    launcher = [str(Path(sys.executable).parent / "mlx.launch"), "-n", "2", "--backend", "ring"]
+    # Two in a row from where nothing listens; the launcher counts up from the first.
+    launcher += ["--starting-port", str(ranks.free_port_pair()), "--cwd", str(ROOT), "--"]
+    return subprocess.Popen(
+        [*launcher, *command(folder), *words],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_launched_ranks_write_one_picture_and_the_other_says_that_it_took_part(
+    tmp_path: Path,
+) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-    first, second = ranks.finish(generate(tmp_path / "two", "--seed", "5", "--metadata"))
-    assert (first.status, second.status) == (0, 0), first.err + second.err
-    assert "rank 0 of 2 took part in 2 steps" in first.err
-    assert second.out == ""
-    assert second.err.startswith("qwen-mfa: rank 1 of 2 took part in 2 steps")
-    assert len(second.err.splitlines()) == 1
+    [done] = ranks.finish([launched(tmp_path / "two", "--seed", "5", "--metadata")])
+    assert done.status == 0, done
+    assert "rank 0 of 2 took part in 2 steps" in done.err
+    said = [line for line in done.err.splitlines() if "rank 1 of 2" in line]
+    assert len(said) == 1, done.err
+    assert said[0].startswith("qwen-mfa: rank 1 of 2 took part in 2 steps")
+    assert done.err.count("qwen-mfa: ") == 2, "rank 1 says one line"
     report = json.loads((tmp_path / "two" / "report.json").read_text(encoding="utf-8"))
     assert report["distributed"]["rank"] == 0
+    assert len(list((tmp_path / "two").glob("*.png"))) == 1
     subprocess.run(
         [*command(tmp_path / "one"), "--seed", "5"],
         cwd=ROOT,
@@ -99,6 +121,18 @@ def test_run_writes_one_picture_and_the_others_say_that_they_took_part(tmp_path:
         timeout=120,
     )
     assert _pixels(tmp_path / "two" / "picture.png") == _pixels(tmp_path / "one" / "picture.png")
+
+
+def test_ctrl_c_at_the_launcher_leaves_no_rank_behind(tmp_path: Path) -> None:
+    """A terminal sends it to all processes of the group at once."""
+    launcher = launched(tmp_path, "--seed", "5", "--steps", "100000")
+    _wait_for_a_step(launcher)
+    os.killpg(launcher.pid, signal.SIGINT)
+    [ended] = ranks.finish([launcher])
+    assert ended.status != 0
+    with pytest.raises(ProcessLookupError):
+        os.killpg(launcher.pid, 0)
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_other_arguments_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
@@ -120,8 +154,7 @@ def test_a_rank_that_is_stopped_ends_the_other(
 ) -> None:
     """Ctrl-C at rank 0, and the death of rank 1: nothing is written, and the other names it."""
     started = generate(tmp_path, "--seed", "5", "--steps", "100000")
-    time.sleep(8)  # loaded, and somewhere in its steps
-    assert [each.poll() for each in started] == [None, None]
+    _wait_for_a_step(started[0])
     start = time.monotonic()
     started[victim].send_signal(number)
     ended = ranks.finish(started)
@@ -130,6 +163,16 @@ def test_a_rank_that_is_stopped_ends_the_other(
     assert other.status == 1, other
     assert f"rank {victim} on " in other.err
     assert not list(tmp_path.glob("*.png"))
+
+
+def _wait_for_a_step(process: subprocess.Popen[str]) -> None:
+    """Read rank 0's progress until one of its 100,000 steps is done."""
+    assert process.stderr is not None
+    said = ""
+    while "1/100000" not in said:
+        character = process.stderr.read(1)
+        assert character, said  # it has ended
+        said += character
 
 
 def _pixels(path: Path) -> bytes:
