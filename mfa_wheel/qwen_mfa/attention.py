@@ -55,6 +55,8 @@ def scaled_dot_product_attention(
     Raises:
         ValueError: Shapes or dtypes that do not fit, as MLX raises it.
         TypeError: Arguments of a wrong type, as MLX raises it.
+        QwenMfaError: An environment variable of this package has a value that means nothing, or
+            names a library, kernel or instruction set that cannot be used here.
 
     The native kernels compute eagerly: the inputs are evaluated first. Where that is not possible
     (while ``mx.compile`` or ``mx.vmap`` traces, or for lazy inputs of another thread's stream) the

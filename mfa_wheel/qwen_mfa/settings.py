@@ -26,6 +26,7 @@ SHADER_VARIANT = "QWEN_MFA_SHADER_VARIANT"
 # What the engine knows by name; whether this processor has it, the engine says.
 INSTRUCTION_SETS = ("avx512amx", "avx512fp16", "avx512bf16", "avx512", "avx2", "neon", "generic")
 SHADER_VARIANTS = ("upstream", "plain")
+_MAX_DIGITS = 9  # what every C long holds
 _SWITCH = {"": False, "0": False, "1": True}
 # What becomes of masks that only hide padded keys, where it is not measured.
 KEEP, REMOVE = "keep", "remove"
@@ -93,7 +94,9 @@ def _padding() -> str:
 
 def _count(variable: str) -> int:
     text = os.environ.get(variable, "")
-    if text and not (text.isascii() and text.isdigit() and int(text) > 0):
+    if text and not (
+        text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and int(text) > 0
+    ):
         raise SettingError(variable, text, "say a whole number above 0")
     return int(text or 0)
 

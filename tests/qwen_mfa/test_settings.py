@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import platform
+from typing import TYPE_CHECKING
+
 import mlx.core as mx
 import pytest
 
 import qwen_mfa
 from qwen_mfa import cli, settings
 from qwen_mfa.errors import SettingError
+from qwen_mfa.native import library
 from qwen_mfa.selection import session
 from tests.qwen_mfa.conftest import python
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.usefixtures("cold")
 
@@ -20,6 +27,8 @@ WRONG = [
     (settings.NUM_THREADS, "-1", "say a whole number above 0"),
     (settings.NUM_THREADS, "abc", "say a whole number above 0"),
     (settings.NUM_THREADS, "1.5", "say a whole number above 0"),
+    (settings.NUM_THREADS, "9" * 20, "say a whole number above 0"),
+    (settings.NUM_THREADS, "9" * 5000, "say a whole number above 0"),
     (settings.ISA, "nonsense", "say one of"),
     (settings.SHADER_VARIANT, "fastest", "say one of upstream, plain"),
 ]
@@ -49,6 +58,54 @@ def test_a_wrong_value_is_named_by_every_command(
     captured = capsys.readouterr()
     assert "QWEN_MFA_ISA=nonsense" in captured.err
     assert "wrong on this machine" not in captured.out + captured.err
+
+
+# Known, and of another family than the processors that this runs on.
+ABSENT = "neon" if platform.machine().lower() in {"x86_64", "amd64"} else "avx2"
+
+
+def test_an_instruction_set_that_this_processor_does_not_have(cold: Path) -> None:
+    """The engine is loaded once a process and reads it then: each in a process of its own."""
+    code = "import mlx.core as mx, qwen_mfa; from qwen_mfa import cli\n"
+    code += "q = mx.zeros((1, 4, 128, 64))\n"
+    code += "try: qwen_mfa.scaled_dot_product_attention(q, q, q, scale=0.1)\n"
+    code += "except qwen_mfa.SettingError as error: print(error)\n"
+    code += "print(cli.main(['doctor']), qwen_mfa.stats().quarantined)"
+    done = python(code, QWEN_MFA_ISA=ABSENT)
+    named = f"QWEN_MFA_ISA={ABSENT}: this machine cannot use it; say one of "
+    assert done.stdout.startswith(named), done.stderr
+    assert "generic" in done.stdout
+    assert done.stdout.splitlines()[-1] == "2 {}"
+    assert done.stderr == f"qwen-mfa: {done.stdout.splitlines()[0]}\n"
+    assert not list(cold.glob("*.json"))
+
+
+def test_an_instruction_set_does_not_matter_without_a_library_that_reads_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(settings.ISA, ABSENT)
+    monkeypatch.setattr(library, "NATIVE", tmp_path)
+    library.forget()
+    session.start()
+    try:
+        q = mx.zeros((1, 4, 128, 64))
+        qwen_mfa.scaled_dot_product_attention(q, q, q, scale=0.1)
+    finally:
+        library.forget()
+
+
+def test_a_cache_folder_that_cannot_be_used_is_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(settings.CACHE_DIR, str(tmp_path / "file"))
+    session.start()
+    q = mx.zeros((1, 4, 128, 64))
+    for heads in (4, 3):
+        qwen_mfa.scaled_dot_product_attention(q[:, :heads], q[:, :heads], q[:, :heads], scale=0.1)
+    warned = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert len(warned) == 1, warned
+    assert warned[0].startswith(f"QWEN_MFA_CACHE_DIR={tmp_path / 'file'} cannot be used (")
 
 
 def test_nothing_is_recorded_of_a_wrong_value(cold: object) -> None:

@@ -100,7 +100,11 @@ def parser_for(words: list[str]) -> argparse.ArgumentParser:
 
 def _run(words: list[str]) -> int:
     args = parser_for(words).parse_args(words)
-    settings.current()  # a typo in a variable is told by every command, first
+    said = settings.current()  # a typo in a variable is told by every command, first
+    if (said.library is not None or said.isa) and args.command != "info":  # which tells in its way
+        from qwen_mfa.native import library  # noqa: PLC0415 - seldom set
+
+        library.check_what_is_set()
     if args.command == "doctor" and backend.problem():
         return load(DOCTOR_WITHOUT_MLX).run(args)
     if args.command not in WITHOUT_MLX:

@@ -33,10 +33,13 @@ _EMPTY_ROW_ZERO, _EMPTY_ROW_MEAN = 0, 1
 def refuses(problem: Problem) -> str | None:
     """Return why the portable engine cannot take ``problem``, or ``None``."""
     try:
-        if not library.load().is_portable:
+        engine = library.load()
+        if not engine.is_portable:
             return "the embedded library is not the portable engine"
     except LibraryError as error:
         return str(error)
+    if "error" in engine.facts:  # of the environment, not of the kernel
+        return engine.facts["error"]
     if mx.default_device().type != mx.DeviceType.cpu:
         return "MLX's default device is not the CPU"
     if problem.is_empty:

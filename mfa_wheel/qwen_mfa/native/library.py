@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qwen_mfa import files, forks
-from qwen_mfa.errors import LibraryError, NativeError
+from qwen_mfa import files, forks, settings
+from qwen_mfa.errors import LibraryError, NativeError, SettingError
 from qwen_mfa.native.ffi import ffi
 from qwen_mfa.native.preflight import MAX_BYTES, why_not_loadable
 
@@ -75,13 +75,17 @@ class Library:
 
     @cached_property
     def facts(self) -> dict[str, str]:
-        """What the portable engine says of itself (``isa``, ``threads``, …); empty for others."""
+        """What the portable engine says of itself (``isa``, ``threads``, …); empty for others.
+
+        ``error`` is there where the environment asks for what this machine cannot do.
+        """
         if not self.is_portable:
             return {}
         text = ffi().new("char[]", 1024)
         self.check("mfa_portable_describe", self.lib.mfa_portable_describe(text, 1024))
-        words = _text(text).split()
-        return dict(word.split("=", 1) for word in words if "=" in word)
+        words, _, error = _text(text).partition(' error="')
+        facts = dict(word.split("=", 1) for word in words.split() if "=" in word)
+        return {**facts, "error": error.rstrip('"')} if error else facts
 
     def peak(self, threads: int = 0) -> float | None:
         """Measure the machine's multiply-add peak in FLOP/s; ``None`` where it cannot be.
@@ -161,6 +165,29 @@ def load() -> Library:
     if isinstance(outcome, LibraryError):
         raise LibraryError(outcome.path, outcome.cause, outcome.remedy)
     return outcome
+
+
+def check_what_is_set() -> None:
+    """See that the library and the instruction set that variables name can be used here.
+
+    Raises:
+        LibraryError: ``QWEN_MFA_LIBRARY`` names a library that cannot be used.
+        SettingError: This processor does not have the instruction set of ``QWEN_MFA_ISA``.
+
+    """
+    said = settings.current()
+    if said.library is None and not said.isa:
+        return
+    try:
+        error = load().facts.get("error", "")
+    except LibraryError:
+        if said.library is not None:
+            raise
+        return  # without a library nobody reads the instruction set
+    if error and said.isa:
+        usable = error.partition("set one of ")[2].rpartition(", or")[0]
+        wanted = f"this machine cannot use it; say one of {usable.replace(',', ', ')}"
+        raise SettingError(settings.ISA, said.isa, wanted)
 
 
 def forget() -> None:

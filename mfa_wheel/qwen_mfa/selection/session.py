@@ -54,10 +54,16 @@ class Session:
 
         Raises:
             BackendError: ``QWEN_MFA_BACKEND`` names no kernel.
-            SettingError: Another variable has a value that means nothing.
+            SettingError: Another variable has a value that means nothing, or not on this machine.
+            LibraryError: ``QWEN_MFA_LIBRARY`` names a library that cannot be used.
 
         """
-        return override.of_environment(settings.current().backend)
+        said = settings.current()
+        if said.library is not None or said.isa:
+            from qwen_mfa.native import library  # noqa: PLC0415 - seldom set
+
+            library.check_what_is_set()
+        return override.of_environment(said.backend)
 
     def keep(self, key: object, choice: Choice, generation: int) -> None:
         """Keep ``choice``, which was made in ``generation``, if it still holds."""

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_mfa import files, forks
+from qwen_mfa import files, forks, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +68,7 @@ class Store:
         self._identity = hashlib.sha256(text.encode()).hexdigest()
         self.path = place / f"decisions-{self._identity[:16]}.json"
         self.notes: list[str] = []
+        self._warned = False
         self._environment = environment
         self._records: dict[str, dict[str, Any]] = {}
         self._unsaved: dict[str, dict[str, Any] | None] = {}
@@ -95,7 +96,7 @@ class Store:
                         return
                     self._write(self._with_unsaved(self._read(place)), place)
             except OSError as error:
-                self.note(f"it cannot be written ({error.strerror or error})")
+                self._note_unusable("it cannot be written", error)
                 return
             self._unsaved = {}
 
@@ -128,7 +129,7 @@ class Store:
                 lock = _locked(self._lock_name("measure"), place, patience)
                 mine = stack.enter_context(lock)
             except OSError as error:
-                self.note(f"its folder cannot be used ({error.strerror or error})")
+                self._note_unusable("its folder cannot be used", error)
                 mine = True
             yield mine
 
@@ -158,6 +159,21 @@ class Store:
             self.notes.append(note)
             logger.info("decisions are not kept or not used: %s", note)
 
+    def _note_unusable(self, what: str, error: OSError) -> None:
+        """Note it; where the user chose the folder, warn, once."""
+        reason = error.strerror or str(error)
+        self.note(f"{what} ({reason})")
+        chosen = settings.current().cache_dir
+        if chosen is not None and self.path.parent == chosen and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s=%s cannot be used (%s): what is validated and measured lasts as long as this "
+                "process. Name a folder that is yours alone, or unset it",
+                settings.CACHE_DIR,
+                chosen,
+                reason,
+            )
+
     def _lock_name(self, purpose: str) -> str:
         # Of its own per purpose: whoever measures also writes.
         return self.path.with_suffix(f".{purpose}.lock").name
@@ -171,7 +187,7 @@ class Store:
             with self.folder() as place:
                 return self._read(place)
         except OSError as error:
-            self.note(f"it cannot be read ({error.strerror or error})")
+            self._note_unusable("it cannot be read", error)
             return {}
 
     def _read(self, place: int) -> dict[str, dict[str, Any]]:

@@ -206,8 +206,9 @@ def test_doctor_sees_settings_that_slow_down(
 def test_doctor_on_a_broken_library(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "bad.so").write_bytes(b"no library")
-    monkeypatch.setenv("QWEN_MFA_LIBRARY", str(tmp_path / "bad.so"))
+    manifest = {"library": {"file": "bad.so", "sha256": ""}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    monkeypatch.setattr(library, "NATIVE", tmp_path)
     monkeypatch.setenv("QWEN_MFA_TUNE", "0")
     library.forget()
     try:

@@ -1,20 +1,28 @@
-"""Libraries that cannot be used: each gives one clear error, and attention goes on through MLX."""
+"""Libraries that cannot be used: each gives one clear error.
+
+Attention goes on through MLX where the embedded one is broken, and tells of one that was asked for.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import re
 import shutil
 import struct
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import mlx.core as mx
 import pytest
 
+import qwen_mfa
+from qwen_mfa import cli
 from qwen_mfa.errors import LibraryError, NativeError, QwenMfaError
 from qwen_mfa.native import library
+from qwen_mfa.selection import session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +50,7 @@ def forgetful() -> Iterator[None]:
     library.forget()
     yield
     library.forget()
+    session.start()
 
 
 def compile_library(path: Path, source: str) -> Path:
@@ -105,17 +114,29 @@ def test_override_that_cannot_be_used(
             library.load()
     assert str(path) in str(caught.value)
     assert library.OVERRIDE in caught.value.remedy
-    env = {**os.environ, library.OVERRIDE: str(path), "QWEN_MFA_BACKEND": "auto"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE], env=env, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "True"
-    info = subprocess.run(
-        [sys.executable, "-m", "qwen_mfa", "info", "--json"],
-        env=env, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert info.returncode == 1
-    assert json.loads(info.stdout)["library"]["state"] == "unusable"
+    session.start()
+    q = mx.ones((1, 4, 128, 64))
+    for _ in range(2):
+        with pytest.raises(LibraryError, match=phrase):
+            qwen_mfa.scaled_dot_product_attention(q, q, q, scale=0.25)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the files are made for the Linux loader")
+def test_every_command_names_an_override_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, phrase = bad_libraries(tmp_path)["half"]
+    monkeypatch.setenv(library.OVERRIDE, str(path))
+    for command in ("doctor", "selftest", "explain 1 4 128 128 64 float32", "run -- nothing"):
+        session.start()
+        library.forget()
+        assert cli.main(command.split()) == 2
+        said = capsys.readouterr().err
+        assert str(path) in said
+        assert re.search(phrase, said)
+        assert library.OVERRIDE in said
+    assert cli.main(["info", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["library"]["state"] == "unusable"
 
 
 def test_override_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
