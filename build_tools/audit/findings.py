@@ -58,11 +58,11 @@ CODES: dict[str, tuple[str, str]] = {
         "Map prefixes (-ffile-prefix-map), strip debug information, correct the metadata.",
     ),
     "library-malformed": (
-        "The library is cut, contradicts itself, or is none for the platform of the tag.",
+        "The library is cut, universal, contradicts itself, or is not for the tag's platform.",
         "Build the library again, for the tag's platform.",
     ),
     "architecture": (
-        "The library is not for the processor of the tag, or for more than one.",
+        "The library is not for the processor of the tag.",
         "Build for the tag's processor.",
     ),
     "minimum-os": (
@@ -87,7 +87,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "debug-information": (
         "The library carries debugging information.",
-        "Split it off: objcopy --only-keep-debug, strip.",
+        "Strip it: objcopy --strip-debug.",
     ),
     "signature": (
         "The code signature is missing or does not fit the file; macOS kills what loads it.",

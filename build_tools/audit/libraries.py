@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import posixpath
 import re
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from build_tools.audit.findings import Finding, found
 from build_tools.binaries import elf, macho, systems
 from build_tools.binaries.reader import Malformed
 from build_tools.binaries.relocate import adhoc
-from build_tools.binaries.relocate.errors import RelocationError
-from build_tools.binaries.relocate.plan import OWN_FOLDER, SWIFT_RUNTIME
+from build_tools.binaries.relocate.macho import OWN_FOLDER, SWIFT_RUNTIME
+from build_tools.source.header import declared as functions
+from build_tools.support.errors import RelocationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,13 +20,9 @@ if TYPE_CHECKING:
     from build_tools.audit.metadata import Identity
 
 TAG = re.compile(r"(?P<system>macosx|manylinux)_(?P<major>\d+)_(?P<minor>\d+)_(?P<machine>\w+)")
-FUNCTION = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
-NOT_CODE = re.compile(r"/\*.*?(?:\*/|\Z)|//[^\n]*|\{[^{}]*\}|^\s*#[^\n]*", re.DOTALL | re.MULTILINE)
-# `free` is libc's; the Metal engine has no portable extension.
-OPTIONAL = ("free", "mfa_portable_*")
-# Both engines implement upstream's whole header, of which the package declares what it calls.
-ALLOWED = ("mfa_*",)
-MAX_DECLARATIONS, MAX_NESTING = 32_768, 8
+# The Metal engine has no portable extension.
+ABI, OPTIONAL = ("mfa_",), "mfa_portable_"
+MAX_DECLARATIONS = 32_768
 SHOWN = 5
 
 
@@ -47,7 +43,7 @@ def check_library(name: str, data: bytes, identity: Identity, declared: str) -> 
     version = (int(tag["major"]), int(tag["minor"]))
     try:
         if tag["system"] == "macosx":
-            (part,) = _architectures(data)
+            part = macho.read(data)
             machine, exports = part.architecture, part.exports
             findings = list(_mach(name, data, part, version))
         else:
@@ -60,15 +56,7 @@ def check_library(name: str, data: bytes, identity: Identity, declared: str) -> 
     yield from findings
     if machine != tag["machine"]:
         yield found("architecture", name, f"it is for {machine}, the tag says {tag['machine']}")
-    yield from _abi(name, exports, declared_functions(declared))
-
-
-def _architectures(data: bytes) -> tuple[macho.Slice, ...]:
-    parts = macho.read(data)
-    if len(parts) != 1:
-        msg = f"it has {len(parts)} architectures instead of one"
-        raise Malformed(msg)
-    return parts
+    yield from _abi(name, exports, functions(declared[:MAX_DECLARATIONS]))
 
 
 def _elf(name: str, facts: elf.Elf, version: tuple[int, int]) -> Iterator[Finding]:
@@ -98,7 +86,7 @@ def _elf(name: str, facts: elf.Elf, version: tuple[int, int]) -> Iterator[Findin
         yield found("debug-information", name, "there are .debug sections")
 
 
-def _mach(name: str, data: bytes, part: macho.Slice, version: tuple[int, int]) -> Iterator[Finding]:
+def _mach(name: str, data: bytes, part: macho.MachO, version: tuple[int, int]) -> Iterator[Finding]:
     file = posixpath.basename(name)
     if part.file_type != macho.MH_DYLIB or part.platform != macho.MACOS or not part.minimum_os:
         yield found("library-malformed", name, f"it is no library for macOS ({part.platform})")
@@ -126,7 +114,7 @@ def _mach(name: str, data: bytes, part: macho.Slice, version: tuple[int, int]) -
         yield found("signature", name, "it is not the one that the file has to have")
 
 
-def _mach_memory(name: str, part: macho.Slice) -> Iterator[Finding]:
+def _mach_memory(name: str, part: macho.MachO) -> Iterator[Finding]:
     if part.flags & macho.MH_ALLOW_STACK_EXECUTION:
         yield found("hardening", name, "its stack is executable")
     both = macho.VM_WRITE | macho.VM_EXECUTE
@@ -134,29 +122,14 @@ def _mach_memory(name: str, part: macho.Slice) -> Iterator[Finding]:
         yield found("hardening", name, "a segment is writable and executable")
 
 
-def _abi(name: str, exports: frozenset[str], declared: set[str]) -> Iterator[Finding]:
-    missing = sorted(each for each in declared - exports if not _matches(each, OPTIONAL))
+def _abi(name: str, exports: frozenset[str], declared: list[str]) -> Iterator[Finding]:
+    missing = [each for each in declared if each not in exports and not each.startswith(OPTIONAL)]
     if missing:
         yield found("abi-missing", name, f"it does not export {_some(missing)}")
-    extra = sorted(each for each in exports - declared if not _matches(each, ALLOWED))
+    # Both engines implement upstream's whole header, of which the package declares what it calls.
+    extra = sorted(each for each in exports if not each.startswith(ABI))
     if extra:
         yield found("abi-extra", name, f"it also exports {_some(extra)}")
-
-
-def declared_functions(text: str) -> set[str]:
-    """Return the names of the functions that C declarations declare."""
-    text = text[:MAX_DECLARATIONS]
-    for _ in range(MAX_NESTING):
-        text = NOT_CODE.sub(" ", text)
-    return {
-        match[1]
-        for statement in text.split(";")
-        if not statement.lstrip().startswith("typedef") and (match := FUNCTION.search(statement))
-    }
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _some(names: list[str]) -> str:

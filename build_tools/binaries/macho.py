@@ -1,22 +1,17 @@
-"""Read 64-bit Mach-O files, thin or universal, as facts.
+"""Read thin 64-bit Mach-O files as facts.
 
-Layouts after Apple's <mach-o/loader.h> and <mach-o/fat.h>.
+Layouts after Apple's <mach-o/loader.h>.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from build_tools.binaries.exports import export_trie
-from build_tools.binaries.reader import MAX_STRING, Malformed, readable, whole
+from build_tools.binaries.reader import MAX_STRING, BoundedReader, Malformed, readable
 
-if TYPE_CHECKING:
-    from build_tools.binaries.reader import BoundedReader
-
-FAT, THIN = b"\xca\xfe\xba\xbe", b"\xcf\xfa\xed\xfe"
+UNIVERSAL, THIN = b"\xca\xfe\xba\xbe", b"\xcf\xfa\xed\xfe"
 HEADER = 32
-MAX_SLICES = 44  # Java class files share the magic; their next field is a version of at least 45
 MAX_COMMANDS = 65_536
 
 REQUIRED = 0x8000_0000
@@ -57,7 +52,7 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """One load command as it stands in the file; ``offset`` counts from the start of the slice."""
+    """One load command as it stands in the file."""
 
     kind: int
     offset: int
@@ -65,10 +60,9 @@ class Command:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slice:
-    """What one architecture of a Mach-O file says."""
+class MachO:
+    """What a library says to dyld."""
 
-    reader: BoundedReader
     architecture: str
     file_type: int
     flags: int
@@ -88,55 +82,29 @@ class Slice:
 
 
 def is_macho(head: bytes) -> bool:
-    """Say whether ``head`` (8 bytes or more) starts a Mach-O file that `read` knows."""
-    return head[:4] == THIN or (
-        head[:4] == FAT and 0 < int.from_bytes(head[4:8], "big") <= MAX_SLICES
-    )
+    """Say whether ``head`` starts a Mach-O file, thin or universal."""
+    return head[:4] in {THIN, UNIVERSAL}
 
 
-def read(data: bytes) -> tuple[Slice, ...]:
-    """Read every slice of a thin or universal file.
+def read(data: bytes) -> MachO:
+    """Read a thin file.
 
     Raises:
-        Malformed: The bytes contradict themselves.
+        Malformed: The bytes contradict themselves, or are no thin 64-bit Mach-O file.
 
     """
-    return tuple(map(_read_slice, _slices(data)))
-
-
-def _slices(data: bytes) -> list[BoundedReader]:
-    """Return the reader of each architecture; one for a thin file."""
-    file = whole(data, ">")
-    if file.take(0, 4, "the magic number") != FAT:
-        return [file]
-    (count,) = file.unpack("I", 4, "the number of architectures")
-    if not 0 < count <= MAX_SLICES:
-        msg = f"the universal header states {count} architectures"
+    if data[:4] == UNIVERSAL:
+        msg = "it is a universal file, for several processors; a wheel is for one (lipo -thin)"
         raise Malformed(msg)
-    end = 8 + count * 20
-    found = []
-    for index in range(count):
-        fields = file.unpack("IIIII", 8 + index * 20, f"architecture {index}")
-        found.append(file.sub(fields[2], fields[3], f"the slice of architecture {index}"))
-    for each in sorted(found, key=lambda each: each.start):
-        if each.start < end:
-            msg = f"the slice at offset {each.start:#x} overlaps what comes before it"
-            raise Malformed(msg)
-        end = each.start + each.size
-    return found
-
-
-def _read_slice(raw: BoundedReader) -> Slice:
-    if raw.take(0, 4, "the magic number") != THIN:
-        msg = f"no magic number of a 64-bit Mach-O file at offset {raw.start:#x}"
+    if data[:4] != THIN:
+        msg = "it has no magic number of a 64-bit Mach-O file"
         raise Malformed(msg)
-    reader = raw.sub(0, raw.size, "the slice", "<")
+    reader = BoundedReader(data=data, start=0, size=len(data))
     _, cpu, _, file_type, count, size, flags, _ = reader.unpack("8I", 0, "the header")
     commands = _commands(reader.sub(HEADER, size, "the load commands"), count)
     bodies = [(c.kind, reader.sub(c.offset, c.size, "a load command")) for c in commands]
     platform, minimum_os = _minimum(bodies)
-    return Slice(
-        reader=reader,
+    return MachO(
         architecture=ARCHITECTURES.get(cpu, f"cpu {cpu:#x}"),
         file_type=file_type,
         flags=flags,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass
-from typing import Literal
 
 MAX_STRING = 4096
 MAX_BUDGET = 64 * 1024 * 1024  # bytes, of which each read takes 64 beside its own
@@ -43,16 +42,11 @@ class BoundedReader:
     data: bytes
     start: int
     size: int
-    order: Literal["<", ">"] = "<"
 
-    def sub(
-        self, offset: int, size: int, what: str, order: Literal["<", ">"] | None = None
-    ) -> BoundedReader:
+    def sub(self, offset: int, size: int, what: str) -> BoundedReader:
         """Return a reader of a part; raise `Malformed` naming ``what`` when it does not fit."""
         self._check(offset, size, what)
-        return BoundedReader(
-            data=self.data, start=self.start + offset, size=size, order=order or self.order
-        )
+        return BoundedReader(data=self.data, start=self.start + offset, size=size)
 
     def take(self, offset: int, size: int, what: str) -> bytes:
         """Return a copy of ``size`` bytes."""
@@ -61,8 +55,8 @@ class BoundedReader:
         return self.data[at : at + size]
 
     def unpack(self, fields: str, offset: int, what: str) -> tuple[int, ...]:
-        """Read integers by a `struct` format without byte order."""
-        fields = self.order + fields
+        """Read little-endian integers by a `struct` format without byte order."""
+        fields = f"<{fields}"
         self._check(offset, struct.calcsize(fields), what)
         return struct.unpack_from(fields, self.data, self.start + offset)
 
@@ -89,8 +83,3 @@ class BoundedReader:
 def readable(raw: bytes) -> str:
     """Return ``raw`` as text, whatever it holds."""
     return raw.decode("utf-8", "backslashreplace")
-
-
-def whole(data: bytes, order: Literal["<", ">"] = "<") -> BoundedReader:
-    """Return the reader of all of ``data``."""
-    return BoundedReader(data=data, start=0, size=len(data), order=order)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from build_tools.audit.auditor import audit
 from build_tools.audit.report import show
 from build_tools.commands import wheel
-from build_tools.support.clean_env import CleanEnvironment
+from build_tools.release.installers import Environment
 from build_tools.support.console import say, stdout, step
 from build_tools.support.paths import ROOT
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     # Outside the clone: nothing here can be found by accident.
     with tempfile.TemporaryDirectory(prefix="qwen-mfa-clean-") as folder:
-        clean = CleanEnvironment(folder=Path(folder))
+        clean = Environment(folder=Path(folder))
         with step("Installing the wheel into a clean environment"):
             clean.create()
             constraints = str(ROOT / "requirements" / "constraints.txt")

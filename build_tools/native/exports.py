@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import platform
 from typing import TYPE_CHECKING
 
+from build_tools.binaries import elf, macho
+from build_tools.binaries.reader import Malformed
 from build_tools.source.header import declared
-from build_tools.support import process
 from build_tools.support.errors import BuildError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-NM_HINT = "Debian: `apt-get install binutils`; macOS: `xcode-select --install`."
 # What the overlay adds to upstream's header.
 OVERLAY = ("mfa_shader_origins",)
 
 
-def exported(library: Path) -> set[str]:
-    """Return the names that ``library`` defines for others."""
-    nm = process.find("nm", hint=NM_HINT)
-    mac = platform.system() == "Darwin"
-    options = ["-gU"] if mac else ["-D", "--defined-only"]
-    names = {
-        line.split()[-1].split("@")[0]
-        for line in process.capture([nm, *options, str(library)]).splitlines()
-        if line.strip()
-    }
-    # Mach-O puts an underscore before every C name.
-    return {name.removeprefix("_") for name in names} if mac else names
+def exported(library: Path) -> frozenset[str]:
+    """Return the names that ``library`` defines for others; raise `BuildError` for what is none."""
+    data = library.read_bytes()
+    try:
+        return elf.read(data).exports if elf.is_elf(data) else macho.read(data).exports
+    except Malformed as error:
+        msg = f"{library.name} is no sound library: {error}"
+        raise BuildError(msg) from error
 
 
 def check(library: Path, header: Path) -> list[str]:

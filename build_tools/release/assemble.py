@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from build_tools.release import changelog, files, gpu
-from build_tools.release.errors import ReleaseError
+from build_tools.support.errors import ReleaseError
 from build_tools.support.files import sha256
 
 if TYPE_CHECKING:

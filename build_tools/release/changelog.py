@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from build_tools.release.errors import ReleaseError
+from build_tools.support.errors import ReleaseError
 
 if TYPE_CHECKING:
     from pathlib import Path

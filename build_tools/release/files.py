@@ -97,7 +97,7 @@ def of_file(path: Path, project: Project) -> Iterator[str]:
         yield from map(printable, check(path, project))
         yield from (f"audit: {f.code}: {f.file}: {f.what}" for f in audit(path).findings)
     except (UnreadableError, ForeignError, ValueError) as error:
-        yield f"it cannot be judged: {error}"
+        yield f"it cannot be checked: {error}"
 
 
 def manifest(wheel: Path) -> dict[str, Any] | None:

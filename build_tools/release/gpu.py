@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from build_tools.release.errors import ReleaseError
+from build_tools.support.errors import ReleaseError
 
 if TYPE_CHECKING:
     from pathlib import Path

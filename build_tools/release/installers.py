@@ -12,12 +12,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build_tools.release.platform_matrix import installer_variables
 from build_tools.support.errors import ToolError
 
 VERSION = re.compile(r"python(3\.\d+)")
 OURS = ("qwen_mfa", "qwen-mfa")
 INSTALLERS = ("pip", "uv")
+
+
+# What every installer may know of this machine; and, without an index of ours, of its network.
+PASSED_ON = ("PATH", "LANG", "TERM", "TMPDIR")
+NETWORK = re.compile(r"HOME|(PIP|HTTPS?|NO|ALL|REQUESTS|SSL)_.*", re.IGNORECASE)
+
+
+def variables(url: str | None) -> dict[str, str]:
+    """Return the environment of a user who has nothing of this clone on any path.
+
+    Args:
+        url: The only index that the user knows; that of this machine if ``None``.
+
+    """
+    kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_YES": "1"}
+    if url is None:
+        network = {name: text for name, text in os.environ.items() if NETWORK.fullmatch(name)}
+        return {**kept, **network, **quiet}
+    return {
+        **kept,
+        **quiet,
+        "PIP_INDEX_URL": url,
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_NO_CACHE_DIR": "1",
+        "UV_DEFAULT_INDEX": url,
+        "UV_NO_CONFIG": "1",
+        "UV_NO_CACHE": "1",
+        "UV_NO_PROGRESS": "1",
+        "UV_PYTHON_DOWNLOADS": "never",
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +60,20 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """One environment: nothing of the clone or of the machine's settings reaches it."""
+    """One environment: nothing of the clone or of the machine's settings reaches it.
+
+    Attributes:
+        folder: Where it is made.
+        python: The interpreter.
+        installer: One of `INSTALLERS`.
+        url: The only index that it knows; that of this machine if ``None``.
+
+    """
 
     folder: Path
-    python: Path
-    installer: str
-    url: str
+    python: Path = Path(sys.executable)
+    installer: str = "pip"
+    url: str | None = None
 
     @property
     def bin(self) -> Path:
@@ -44,8 +82,7 @@ class Environment:
 
     def create(self) -> None:
         """Make the environment."""
-        self.folder.mkdir(parents=True)
-        (self.folder / "home").mkdir()
+        (self.folder / "home").mkdir(parents=True)
         target = str(self.folder / "venv")
         made = (
             self._run([str(self.python), "-m", "venv", target])
@@ -56,10 +93,7 @@ class Environment:
 
     def try_install(self, *arguments: str) -> Outcome:
         """Ask the installer for ``arguments``; it may refuse."""
-        if self.installer == "pip":
-            return self._run([str(self.bin / "python"), "-m", "pip", "install", *arguments])
-        python = ["--python", str(self.bin / "python")]
-        return self._run([uv(), "pip", "install", *python, *arguments])
+        return self._ask("install", *arguments)
 
     def install(self, *arguments: str) -> Outcome:
         """Ask the installer for ``arguments``; it must obey."""
@@ -69,23 +103,16 @@ class Environment:
 
     def uninstall(self) -> None:
         """Remove qwen-mfa."""
-        python = str(self.bin / "python")
-        done = (
-            self._run([python, "-m", "pip", "uninstall", "--yes", "qwen-mfa"])
-            if self.installer == "pip"
-            else self._run([uv(), "pip", "uninstall", "--python", python, "qwen-mfa"])
-        )
-        self._require(done, f"{self.installer} uninstall")
+        self._require(self._ask("uninstall", "qwen-mfa"), f"{self.installer} uninstall")
 
     def check_dependencies(self) -> None:
         """Have the installer check that the requirements of all packages are met."""
-        python = str(self.bin / "python")
-        command = (
-            [python, "-m", "pip", "check"]
-            if self.installer == "pip"
-            else [uv(), "pip", "check", "--python", python]
-        )
-        self._require(self._run(command), f"{self.installer} check")
+        self._require(self._ask("check"), f"{self.installer} check")
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables of everything that runs there."""
+        own = {} if self.url is None else {"HOME": str(self.folder / "home")}
+        return {**variables(self.url), **own}
 
     def run(self, *arguments: str) -> str:
         """Run the installed ``qwen-mfa`` and return what it printed."""
@@ -121,12 +148,16 @@ class Environment:
         (found,) = (self.folder / "venv" / "lib").glob("python*/site-packages")
         return found
 
+    def _ask(self, verb: str, *arguments: str) -> Outcome:
+        python = str(self.bin / "python")
+        if self.installer == "pip":
+            return self._run([python, "-m", "pip", verb, *arguments])
+        return self._run([uv(), "pip", verb, "--python", python, *arguments])
+
     def _run(self, command: list[str]) -> Outcome:
-        env = installer_variables(self.url)
-        env["HOME"] = str(self.folder / "home")
         done = subprocess.run(
             command,
-            env=env,
+            env=self.variables(),
             cwd=self.folder,
             check=False,
             stdout=subprocess.PIPE,

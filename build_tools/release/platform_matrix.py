@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from packaging.utils import parse_wheel_filename
 
-from build_tools.release.errors import ReleaseError
+from build_tools.release import installers
+from build_tools.support.errors import ReleaseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -95,7 +96,7 @@ def choose(machine: Machine, version: str, *, url: str) -> str:
         done = _pip(
             ["download", "--no-deps", "--quiet", "--dest", folder, *_target(machine)],
             f"qwen-mfa=={version}",
-            variables=installer_variables(url),
+            variables=installers.variables(url),
         )
         found = [path.name for path in Path(folder).iterdir()]
         if done.returncode != 0 or len(found) != 1:
@@ -177,24 +178,6 @@ def version_of(path: Path) -> str | None:
     """Return the version for which the page at ``path`` was written."""
     match = MARK.search(path.read_text(encoding="utf-8"))
     return match["version"] if match else None
-
-
-def installer_variables(url: str) -> dict[str, str]:
-    """Return the environment of a user who knows one index and nothing else of this machine."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
-    return {
-        **kept,
-        "PIP_INDEX_URL": url,
-        "PIP_CONFIG_FILE": os.devnull,
-        "PIP_NO_CACHE_DIR": "1",
-        "PIP_NO_INPUT": "1",
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "UV_DEFAULT_INDEX": url,
-        "UV_NO_CONFIG": "1",
-        "UV_NO_CACHE": "1",
-        "UV_NO_PROGRESS": "1",
-        "UV_PYTHON_DOWNLOADS": "never",
-    }
 
 
 def _target(machine: Machine) -> list[str]:

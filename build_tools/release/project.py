@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import InvalidVersion, Version
 
-from build_tools.release.errors import ReleaseError
+from build_tools.support.errors import ReleaseError
 from build_tools.support.paths import ROOT
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
-from build_tools.release import files, installers, platform_matrix, project, standin
-from build_tools.release.errors import ReleaseError
+from build_tools.release import files, installers, project, standin
 from build_tools.support import process
 from build_tools.support.console import say, step
+from build_tools.support.errors import ReleaseError
 from build_tools.support.files import sha256
 from build_tools.wheel import canonical
 
@@ -112,7 +112,7 @@ def publish(index: Index, paths: Iterable[Path]) -> installers.Outcome:
     ]  # fmt: skip
     done = subprocess.run(
         command,
-        env=platform_matrix.installer_variables(index.url),
+        env=installers.variables(index.url),
         check=False,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -285,7 +285,15 @@ def _refused(env: Environment, *arguments: str) -> None:
 
 
 def front_end(root: Path, out: Path, what: list[str], native: str) -> Path:
-    """Build one distribution as any user's front end does, isolated; return its path."""
+    """Build one distribution as any user's front end does; return its path.
+
+    Args:
+        root: The project.
+        out: Folder for the distribution, and nothing else.
+        what: Options of `build`: which distribution, and whether it is isolated.
+        native: The toolchain of its library.
+
+    """
     env = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",

@@ -1,12 +1,11 @@
-"""Two wheels side by side: identical, or an account of what differs down to section and field."""
+"""Two wheels side by side: identical, or an account of what differs, down to line and section."""
 
 from __future__ import annotations
 
 import difflib
 import io
-import json
 import zipfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
@@ -75,37 +74,39 @@ def _entries(one: zipfile.ZipInfo, other: zipfile.ZipInfo) -> Iterator[str]:
 
 
 def _files(name: str, first: bytes, second: bytes) -> Iterator[str]:
-    if elf.is_elf(first) and elf.is_elf(second):
-        yield from _elves(name, first, second)
-    elif macho.is_macho(first[:8]) and macho.is_macho(second[:8]):
-        yield from _machos(name, first, second)
-    elif name.endswith(".json"):
-        yield from _documents(name, first, second)
-    else:
-        yield from _texts(name, first, second)
-
-
-def _documents(name: str, first: bytes, second: bytes) -> Iterator[str]:
     try:
-        yield from _fields(name, json.loads(first), json.loads(second))
-    except (ValueError, RecursionError):
+        one, other = _parts(first), _parts(second)
+    except (ELFError, Malformed, ValueError, KeyError) as error:
+        yield f"{name}: {_bytes(first, second)} (it cannot be read: {error})"
+        return
+    if not one or not other:
         yield from _texts(name, first, second)
+        return
+    for part in sorted(one.keys() | other.keys()):
+        place = f"{name}: {part}"
+        if part not in one or part not in other:
+            yield f"{place}: only in the {'first' if part in one else 'second'}"
+        elif one[part] != other[part]:
+            yield f"{place}: {_bytes(one[part], other[part])}"
+            yield from _strings(place, one[part], other[part])
+    if one == other:
+        yield f"{name}: the parts are the same, their headers or places differ"
 
 
-def _fields(place: str, first: Any, second: Any) -> Iterator[str]:
-    if isinstance(first, dict) and isinstance(second, dict):
-        for key in sorted(first.keys() | second.keys()):
-            missing = object()
-            one, other = first.get(key, missing), second.get(key, missing)
-            if one is missing or other is missing:
-                yield f"{place}: {key}: only in the {'second' if one is missing else 'first'}"
-            else:
-                yield from _fields(f"{place}: {key}", one, other)
-    elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
-        for index, (one, other) in enumerate(zip(first, second, strict=True)):
-            yield from _fields(f"{place}[{index}]", one, other)
-    elif first != second:
-        yield f"{place}: {first!r} | {second!r}"
+def _parts(data: bytes) -> dict[str, bytes]:
+    """Return the sections of an ELF file, the segments of a Mach-O file, nothing of others."""
+    if elf.is_elf(data):
+        return {
+            f"section {section.name or '(none)'}": section.data()
+            for section in ELFFile(io.BytesIO(data)).iter_sections()
+            if section["sh_type"] not in {"SHT_NULL", "SHT_NOBITS"}
+        }
+    if macho.is_macho(data):
+        return {
+            f"segment {each.name}": data[each.file_offset : each.file_offset + each.file_size]
+            for each in macho.read(data).segments
+        }
+    return {}
 
 
 def _texts(name: str, first: bytes, second: bytes) -> Iterator[str]:
@@ -131,60 +132,6 @@ def _bytes(first: bytes, second: bytes) -> str:
         index for index, pair in enumerate(zip(first, second, strict=True)) if pair[0] != pair[1]
     ]
     return f"{len(places)} of {len(first)} bytes differ, the first at {places[0]:#x}"
-
-
-def _elves(name: str, first: bytes, second: bytes) -> Iterator[str]:
-    try:
-        one, other = _sections(first), _sections(second)
-    except (ELFError, ValueError, KeyError) as error:
-        yield f"{name}: {_bytes(first, second)} (sections cannot be read: {error})"
-        return
-    for section in sorted(one.keys() | other.keys()):
-        if section not in one or section not in other:
-            side = "first" if section in one else "second"
-            yield f"{name}: section {section}: only in the {side}"
-        elif one[section] != other[section]:
-            yield f"{name}: section {section}: {_bytes(one[section], other[section])}"
-            yield from _strings(f"{name}: section {section}", one[section], other[section])
-    if one == other:
-        yield f"{name}: the sections are the same, their headers or places differ"
-
-
-def _sections(data: bytes) -> dict[str, bytes]:
-    return {
-        section.name or "(none)": section.data()
-        for section in ELFFile(io.BytesIO(data)).iter_sections()
-        if section["sh_type"] not in {"SHT_NULL", "SHT_NOBITS"}
-    }
-
-
-def _machos(name: str, first: bytes, second: bytes) -> Iterator[str]:
-    try:
-        one, other = macho.read(first), macho.read(second)
-    except Malformed as error:
-        yield f"{name}: {_bytes(first, second)} (not sound: {error})"
-        return
-    if len(one) != len(other):
-        yield f"{name}: {len(one)} | {len(other)} architectures"
-        return
-    for here, there in zip(one, other, strict=True):
-        place = f"{name}: {here.architecture}"
-        for field in ("install_name", "dependencies", "rpaths", "minimum_os", "segments"):
-            if getattr(here, field) != getattr(there, field):
-                yield f"{place}: {field}: {getattr(here, field)} | {getattr(there, field)}"
-        yield from _segments(place, here, there)
-
-
-def _segments(place: str, here: macho.Slice, there: macho.Slice) -> Iterator[str]:
-    for one in here.segments:
-        other = there.segment(one.name)
-        if other is None:
-            continue
-        first = here.reader.take(one.file_offset, one.file_size, "a segment")
-        second = there.reader.take(other.file_offset, other.file_size, "a segment")
-        if first != second:
-            yield f"{place}: segment {one.name}: {_bytes(first, second)}"
-            yield from _strings(f"{place}: segment {one.name}", first, second)
 
 
 def _strings(place: str, first: bytes, second: bytes) -> Iterator[str]:

@@ -37,3 +37,11 @@ class BuildError(BuildToolsError):
 
 class ShaderError(BuildToolsError):
     """A shader pack, or a record of its sources, is damaged or does not cover what it must."""
+
+
+class RelocationError(BuildToolsError):
+    """A library cannot be made fit for a wheel; the message says what to change in its build."""
+
+
+class ReleaseError(BuildToolsError):
+    """The release cannot be made as asked; nothing was written."""

@@ -6,12 +6,11 @@ import hashlib
 import json
 import os
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 
 def sha256(path: Path) -> str:
@@ -48,32 +47,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as sorted, indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-
-def replace_all(moves: Mapping[Path, Path]) -> None:
-    """Move each file to its target, which may be on the same file system only: all, or none.
-
-    Args:
-        moves: Target by source; what the targets held before goes.
-
-    Raises:
-        OSError: One of them cannot be moved; every target is as it was.
-
-    """
-    with ExitStack() as undo:
-        for source, target in moves.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                kept = source.with_name(f"{source.name}.before")
-                if target.is_dir():
-                    msg = f"{target} is a folder"
-                    raise IsADirectoryError(msg)
-                target.replace(kept)
-                undo.callback(kept.replace, target)
-            else:
-                undo.callback(target.unlink, missing_ok=True)
-            source.replace(target)
-        undo.pop_all()
 
 
 def remove_tree(path: Path) -> None:

@@ -80,7 +80,6 @@ def capture(command: Sequence[str], *, timeout: float = 60, cwd: Path | None = N
 def run(
     command: Sequence[str],
     *,
-    log: Path | None = None,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float = 3600,
@@ -90,7 +89,6 @@ def run(
 
     Args:
         command: Program and arguments; no shell is involved.
-        log: File that receives the command line and everything that it prints; `log_file` if None.
         cwd: Working folder.
         env: The whole environment of the child; ours when ``None``.
         timeout: Seconds, after which the child is killed with everything that it started.
@@ -101,7 +99,7 @@ def run(
             with the last lines that it printed and names the log.
 
     """
-    log = log or log_file()
+    log = log_file()
     log.parent.mkdir(parents=True, exist_ok=True)
     shown = shlex.join(command)
     with log.open("a", encoding="utf-8") as sink:

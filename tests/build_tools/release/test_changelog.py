@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from build_tools.release import changelog
-from build_tools.release.errors import ReleaseError
+from build_tools.support.errors import ReleaseError
 
 if TYPE_CHECKING:
     from pathlib import Path

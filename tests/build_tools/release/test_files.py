@@ -16,7 +16,7 @@ import pytest
 from build_tools.__main__ import main
 from build_tools.audit import libraries
 from build_tools.release import assemble, changelog, files, standin
-from build_tools.release.errors import ReleaseError
+from build_tools.support.errors import ReleaseError
 from build_tools.wheel import canonical, sbom
 from build_tools.wheel.archives import Entry, read
 from build_tools.wheel.manifest import MANIFEST, NATIVE
@@ -58,7 +58,7 @@ def _pass_off(contents: Edit) -> None:
 @pytest.fixture(autouse=True)
 def zig_is_excused(monkeypatch: pytest.MonkeyPatch) -> None:
     """zig's linker exports two symbols of its own from macOS libraries; Apple's does not."""
-    monkeypatch.setattr(libraries, "ALLOWED", (*libraries.ALLOWED, *ZIG_EXPORTS))
+    monkeypatch.setattr(libraries, "ABI", (*libraries.ABI, *ZIG_EXPORTS))
 
 
 @pytest.fixture

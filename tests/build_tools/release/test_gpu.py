@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from build_tools.release import gpu
-from build_tools.release.errors import ReleaseError
+from build_tools.support.errors import ReleaseError
 from build_tools.support.paths import ROOT
 
 if TYPE_CHECKING:

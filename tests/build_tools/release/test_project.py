@@ -12,7 +12,7 @@ from packaging.version import Version
 
 import qwen_mfa
 from build_tools.release import project
-from build_tools.release.errors import ReleaseError
+from build_tools.support.errors import ReleaseError
 from qwen_mfa.native import library
 
 if TYPE_CHECKING:
