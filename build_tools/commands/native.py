@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from build_tools.commands import common
 from build_tools.native import metal, portable
 from build_tools.source import lock as locks
-from build_tools.source import overlay, remotes
+from build_tools.source import overlay
 from build_tools.support import paths
 from build_tools.support.console import stdout
 from build_tools.support.errors import UsageError
@@ -35,9 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--toolchain", choices=["swift", "cc"], help="portable: insist on one toolchain"
     )
-    common.add_lock(parser)
+    common.add_source(parser)
     common.add_overlay(parser)
-    remotes.add_arguments(parser)
     parser.add_argument(
         "--work",
         type=Path,
@@ -83,6 +82,6 @@ def run(args: argparse.Namespace) -> int:
         canonical=args.build_root.resolve(),
         options=tuple(args.swift_option),
     )
-    finished = metal.build(request, remotes=remotes.from_arguments(args))
+    finished = metal.build(request, remotes=common.remotes_of(args))
     stdout.print(str(finished.library), markup=False)
     return 0

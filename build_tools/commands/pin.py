@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from build_tools.commands import common
 from build_tools.source import lock as locks
-from build_tools.source import overlay, pin, remotes
+from build_tools.source import overlay, pin
 from build_tools.support.console import printable, say, stdout
 from build_tools.support.errors import UsageError
 
@@ -42,15 +42,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the changed files that we repair have been read: write their new hashes",
     )
     parser.add_argument("--dry-run", action="store_true", help="show, and write nothing")
-    common.add_lock(parser)
+    common.add_source(parser)
     common.add_overlay(parser)
-    remotes.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check, or show and write."""
     lock = locks.load(args.lock)
-    whom = remotes.from_arguments(args)
+    whom = common.remotes_of(args)
     commit = pin.newest(lock, remotes=whom, ref=args.ref)
     if args.check:
         same = commit == lock.upstream.commit

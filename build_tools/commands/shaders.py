@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from build_tools.commands import common
-from build_tools.native import kernels, metal_in_process, shader_compiler, shaders, typecheck
-from build_tools.source import fetch, overlay, remotes
-from build_tools.source import lock as locks
-from build_tools.support import paths
+from build_tools.native import kernels, metal_in_process, shader_compiler, shaders
 from build_tools.support.console import say, stdout, step
 from build_tools.support.errors import ShaderError
 
@@ -36,12 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     record = actions.add_parser("record", help="write the sources (anywhere with Swift)")
     record.add_argument("folder", type=Path, help="new folder for the sources")
-    common.add_lock(record)
-    common.add_overlay(record)
-    remotes.add_arguments(record)
-    record.add_argument(
-        "--work", type=Path, default=paths.ROOT / "build" / "typecheck", metavar="DIR"
-    )
+    common.add_compiled(record, "typecheck")
     pack = actions.add_parser("pack", help="compile a record (a Mac with the Metal toolchain)")
     pack.add_argument("record", type=Path, help="folder that `record` wrote")
     pack.add_argument("folder", type=Path, help="new folder for the pack")
@@ -70,14 +62,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _record(args: argparse.Namespace) -> int:
-    lock = locks.load(args.lock)
-    tree = fetch.obtain(lock, cache=args.cache, remotes=remotes.from_arguments(args))
-    repairs = overlay.load(args.overlay)
-    library, apple = typecheck.compile_tree(tree, repairs, work=args.work.resolve())
+    source, library, apple = common.compiled(args)
     with step("Metal sources for Qwen-Image"):
         found = kernels.classes(kernels.Generator(library, apple))
-    commits = {repo.path or lock.name: repo.commit for repo in lock.repositories}
-    made = write(args.folder, commits, found)
+    made = write(args.folder, source.lock.commits, found)
     say(f"{len(made.sources)} sources in {args.folder}")
     return 0
 

@@ -12,16 +12,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
 from build_tools.commands import common
-from build_tools.commands.typecheck import SOURCES, WIDE
-from build_tools.native import typecheck
+from build_tools.commands.typecheck import SOURCES
 from build_tools.native.standins import simulation
-from build_tools.source import fetch, overlay, remotes
-from build_tools.source import lock as locks
-from build_tools.support import paths
+from build_tools.support import tables
 from build_tools.support.console import say, stdout, step
 
 if TYPE_CHECKING:
@@ -35,12 +29,7 @@ _SHOWN = 20
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``simulate``."""
-    common.add_lock(parser)
-    common.add_overlay(parser)
-    remotes.add_arguments(parser)
-    parser.add_argument(
-        "--work", type=Path, default=paths.ROOT / "build" / "simulate", metavar="DIR"
-    )
+    common.add_compiled(parser, "simulate")
     parser.add_argument(
         "--sources", type=Path, default=SOURCES, metavar="FILE",
         help="the recorded keys, each of which must run; default: %(default)s",
@@ -59,11 +48,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build, run, compare."""
-    lock = locks.load(args.lock)
-    tree = fetch.obtain(lock, cache=args.cache, remotes=remotes.from_arguments(args))
-    work = args.work.resolve()
-    library, apple = typecheck.compile_tree(tree, overlay.load(args.overlay), work=work)
-    simulator = simulation.Simulator(library, apple, cache=work / "cache")
+    _, library, apple = common.compiled(args)
+    simulator = simulation.Simulator(library, apple, cache=args.work.resolve() / "cache")
     with step("every source, class, mask and layout"):
         numbers = simulator.run(simulation.numeric_cases())
     with step("the memory checker"):
@@ -124,11 +110,10 @@ def _print(results: list[Result]) -> None:
         case = result.case
         row = (case.family, case.input, case.intermediate, case.mask, case.layout)
         worst[row] = max(worst.get(row, 0.0), result.error)
-    table = Table(title="Largest errors against float64", title_justify="left")
-    for name in ("GPU", "input", "intermediate", "layout", *simulation.MASKS):
-        table.add_column(name)
+    headings = ("GPU", "input", "intermediate", "layout", *simulation.MASKS)
+    table = tables.new("Largest errors against float64", *headings)
     for family, kind, inner, layout in dict.fromkeys((r[0], r[1], r[2], r[4]) for r in worst):
         cells = [f"{worst[family, kind, inner, mask, layout]:.1e}" for mask in simulation.MASKS]
         gpu = "Apple9 and later" if family == simulation.FAMILIES[-1] else "before Apple9"
         table.add_row(gpu, kind, "fp32" if inner == "fp32" else "low", layout, *cells)
-    Console(width=None if stdout.is_terminal else WIDE, highlight=False).print(table)
+    tables.show(table)

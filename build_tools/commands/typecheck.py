@@ -10,37 +10,27 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
 from build_tools.commands import common
-from build_tools.native import kernels, typecheck
-from build_tools.source import fetch, overlay, remotes
-from build_tools.source import lock as locks
-from build_tools.support import files, paths
+from build_tools.native import kernels
+from build_tools.support import files, tables
 from build_tools.support.console import say, stdout, step
-from build_tools.support.errors import BuildError, SourceError
+from build_tools.support.errors import BuildError
 from build_tools.support.paths import ROOT
 
 if TYPE_CHECKING:
     import argparse
 
     from build_tools.native.kernels import Claim, Found
+    from build_tools.source.lock import Lock
 
 HELP = "compile the pinned source and its repairs against stand-in Apple modules"
 APPLE9 = 9
-WIDE = 200
 SOURCES = ROOT / "build_tools" / "native" / "shader_sources.json"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``typecheck``."""
-    common.add_lock(parser)
-    common.add_overlay(parser)
-    remotes.add_arguments(parser)
-    parser.add_argument(
-        "--work", type=Path, default=paths.ROOT / "build" / "typecheck", metavar="DIR"
-    )
+    common.add_compiled(parser, "typecheck")
     parser.add_argument(
         "--no-kernels", action="store_true", help="compile only; list no Metal sources"
     )
@@ -56,21 +46,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compile, list, compare."""
-    lock = locks.load(args.lock)
-    try:
-        tree = fetch.obtain(lock, cache=args.cache, remotes=remotes.from_arguments(args))
-    except SourceError as error:
-        msg = f"there is nothing to compile: {error}"
-        raise SourceError(msg) from error
-    work = args.work.resolve()
-    library, apple = typecheck.compile_tree(tree, overlay.load(args.overlay), work=work)
+    source, library, apple = common.compiled(args)
+    lock = source.lock
     say(f"compiled: {lock.name} {lock.upstream.commit[:12]} with the overlay")
     if args.no_kernels:
         return 0
     generator = kernels.Generator(library, apple)
     with step("Metal sources for Qwen-Image"):
         found = kernels.classes(generator)
-        claims = kernels.check_claims(generator, found, work=work)
+        claims = kernels.check_claims(generator, found, work=args.work.resolve())
     _print(found, claims)
     record = source_record(lock, found)
     if args.write:
@@ -89,9 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(found: list[Found], claims: list[Claim]) -> None:
-    table = Table(title="Attention sources, by key in shader packs", title_justify="left")
-    for name in ("GPU", "input", "intermediate", "variant", "copies", "key", "lengths"):
-        table.add_column(name, overflow="fold", no_wrap=name != "lengths")
+    headings = ("GPU", "input", "intermediate", "variant", "copies", "key", "lengths")
+    table = tables.new("Attention sources, by key in shader packs", *headings)
     for entry in found:
         case = entry.item.case
         gpu = "Apple9 and later" if case.family >= APPLE9 else "before Apple9"
@@ -100,8 +83,7 @@ def _print(found: list[Found], claims: list[Claim]) -> None:
         table.add_row(
             gpu, case.input, low, case.variant, str(entry.item.copies), entry.item.key, lengths
         )
-    # As wide as it must be: the keys are there to be copied.
-    Console(width=None if stdout.is_terminal else WIDE, highlight=False).print(table)
+    tables.show(table)
     distinct = len({entry.item.key for entry in found})
     stdout.print(f"{distinct} distinct sources", markup=False)
     for claim in claims:
@@ -129,10 +111,10 @@ def compare(path: Path, record: dict[str, Any]) -> None:
         raise BuildError(msg)
 
 
-def source_record(lock: locks.Lock, found: list[Found]) -> dict[str, Any]:
+def source_record(lock: Lock, found: list[Found]) -> dict[str, Any]:
     """Return what is recorded of the sources: hashes, nothing of their text."""
     return {
-        "commits": {repo.path or lock.name: repo.commit for repo in lock.repositories},
+        "commits": lock.commits,
         "head_dim": kernels.HEAD_DIM,
         "plain_event": files.sha256(kernels.PLAIN_EVENT),
         "scale": kernels.SCALE,

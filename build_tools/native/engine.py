@@ -100,4 +100,4 @@ def _build_metal() -> Built:
     request = metal.Request(
         lock=lock.load(), repairs=overlay.load(overlay.FOLDER), cache=fetch.CACHE, work=work
     )
-    return metal.build(request, remotes=remotes.from_environment())
+    return metal.build(request, remotes=remotes.choose())

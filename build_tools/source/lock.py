@@ -62,6 +62,11 @@ class Lock:
         """The superproject, then its submodules."""
         return (self.upstream, *self.submodules)
 
+    @property
+    def commits(self) -> dict[str, str]:
+        """The pinned commit of each, by path or name."""
+        return {repo.path or self.name: repo.commit for repo in self.repositories}
+
 
 def load(path: Path = DEFAULT) -> Lock:
     """Read and check the lock at ``path``.

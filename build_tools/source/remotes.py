@@ -13,7 +13,6 @@ from build_tools.support.console import say
 from build_tools.support.errors import BuildToolsError, SourceError, ToolError, UsageError
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable
 
 MIRROR_VARIABLE = "QWEN_MFA_MIRROR"
@@ -51,42 +50,16 @@ class Remotes:
         return ([] if found is None else [found.resolve().as_uri()]) + own
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--mirror`` and ``--offline``."""
-    parser.add_argument(
-        "--mirror",
-        default=os.environ.get(MIRROR_VARIABLE) or None,
-        metavar="DIR|URL",
-        help="folder or URL that holds copies of the repositories, as <owner>/<name>.git, "
-        f"<name>.git or (folders) <owner>+<name>/repo; default: ${MIRROR_VARIABLE}",
-    )
-    parser.add_argument(
-        "--offline",
-        action="store_true",
-        default=os.environ.get(OFFLINE_VARIABLE, "") not in ("", "0"),
-        help=f"ask the mirror only; default: on when ${OFFLINE_VARIABLE} is set",
-    )
-
-
-def from_environment() -> Remotes:
-    """Build `Remotes` from the environment variables alone; raise as `from_arguments` does."""
-    return _checked(
-        os.environ.get(MIRROR_VARIABLE) or None,
-        offline=os.environ.get(OFFLINE_VARIABLE, "") not in ("", "0"),
-    )
-
-
-def from_arguments(args: argparse.Namespace) -> Remotes:
-    """Build `Remotes` from the parsed arguments.
+def choose(mirror: str | None = None, *, offline: bool | None = None) -> Remotes:
+    """Return whom to ask; what is ``None`` is as the environment variables say.
 
     Raises:
-        UsageError: ``--offline`` without a mirror, or a mirror folder that does not exist.
+        UsageError: Offline without a mirror, or a mirror folder that does not exist.
 
     """
-    return _checked(args.mirror, offline=args.offline)
-
-
-def _checked(mirror: str | None, *, offline: bool) -> Remotes:
+    mirror = mirror or os.environ.get(MIRROR_VARIABLE) or None
+    if offline is None:
+        offline = os.environ.get(OFFLINE_VARIABLE, "") not in ("", "0")
     if mirror is None and offline:
         msg = f"--offline needs a mirror: give --mirror DIR or set {MIRROR_VARIABLE}"
         raise UsageError(msg)

@@ -56,9 +56,9 @@ def test_the_time_limit_holds_for_a_grandchild_with_its_own_session(
     command = [sys.executable, "-c", f"{text}time.sleep(60)", str(mark)]
     before = time.monotonic()
     with pytest.raises(ToolError, match="ran longer than 3 s"):
-        process.run(command, log=tmp_path / "log", timeout=3)
+        process.run(command, timeout=3)
     assert time.monotonic() - before < 15
-    assert "started" in (tmp_path / "log").read_text(encoding="utf-8")
+    assert "started" in process.log_file().read_text(encoding="utf-8")
     pid, deadline = int(mark.read_text()), time.monotonic() + 10
     while alive(pid):
         assert time.monotonic() < deadline, "the grandchild lives on"
@@ -67,9 +67,9 @@ def test_the_time_limit_holds_for_a_grandchild_with_its_own_session(
 
 def test_nobody_waits_for_what_a_finished_child_leaves_behind(mark: Path, tmp_path: Path) -> None:
     before = time.monotonic()
-    process.run([sys.executable, "-c", GRANDCHILD, str(mark)], log=tmp_path / "log", timeout=50)
+    process.run([sys.executable, "-c", GRANDCHILD, str(mark)], timeout=50)
     assert time.monotonic() - before < 20
-    assert "started" in (tmp_path / "log").read_text(encoding="utf-8")
+    assert "started" in process.log_file().read_text(encoding="utf-8")
 
 
 def test_everything_that_is_printed_reaches_log_and_caller(tmp_path: Path) -> None:
@@ -78,17 +78,17 @@ def test_everything_that_is_printed_reaches_log_and_caller(tmp_path: Path) -> No
     with pytest.raises(ToolError, match="exit status 3") as caught:
         process.run(
             [sys.executable, "-X", "utf8", "-c", f"import sys; {text}"],
-            log=tmp_path / "log", on_line=lines.append,
+            on_line=lines.append,
         )  # fmt: skip
     assert lines == ["x" * 300000, "ü", "last"]
     assert "ü\nlast" in str(caught.value)
-    assert (tmp_path / "log").read_text(encoding="utf-8").endswith("\nü\nlast")
+    assert process.log_file().read_text(encoding="utf-8").endswith("\nü\nlast")
 
 
 def test_output_that_is_no_utf8(tmp_path: Path) -> None:
     lines: list[str] = []
     text = "import os; os.write(1, b'a\\xff\\xc3'); os.write(1, b'\\xbc\\n')"
-    process.run([sys.executable, "-c", text], log=tmp_path / "log", on_line=lines.append)
+    process.run([sys.executable, "-c", text], on_line=lines.append)
     assert lines == ["a\ufffdü"]
 
 
@@ -100,7 +100,7 @@ def test_an_error_of_the_caller_ends_the_child(mark: Path, tmp_path: Path) -> No
     with pytest.raises(RuntimeError, match="started"):
         process.run(
             [sys.executable, "-c", f"{GRANDCHILD}time.sleep(60)", str(mark)],
-            log=tmp_path / "log", on_line=stop,
+            on_line=stop,
         )  # fmt: skip
     assert time.monotonic() - before < 20
 
