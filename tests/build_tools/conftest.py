@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from filelock import FileLock
 
+from build_tools.__main__ import main
 from build_tools.native import standins
+from build_tools.release import files, project, rehearsal, standin
 from build_tools.support import process
 from build_tools.support.paths import ROOT
 from tests.standins.servers import GitServer
@@ -22,8 +24,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from build_tools.native.standins import Standins
+    from build_tools.release.project import Project
 
 EXPECT_SWIFT = "QWEN_MFA_EXPECT_SWIFT"
+# `make wheel` and one test build isolated; the others have the build requirements at hand.
+NOT_ISOLATED = ("--no-isolation", "--skip-dependency-check")
 
 
 @pytest.fixture(scope="session")
@@ -65,12 +70,10 @@ def swift() -> str:
 
 
 @pytest.fixture(scope="session")
-def apple(swift: str, tmp_path_factory: pytest.TempPathFactory) -> Standins:
+def apple(swift: str, shared: Path) -> Standins:
     """Return the stand-in Apple modules, built once for all test workers."""
     if sys.platform != "linux":
         pytest.skip("the stand-ins replace Apple's modules where there are none")
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with FileLock(shared / "standins.lock"):
         return standins.build(shared / "standins")
 
@@ -104,3 +107,79 @@ class Tools:
 @pytest.fixture
 def tools(tmp_path: Path) -> Tools:
     return Tools(tmp_path)
+
+
+# Distributions of this tree, each built once for all test workers
+
+
+@pytest.fixture(scope="session")
+def subject() -> Project:
+    return project.load()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all test workers of one run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if base.name.startswith("popen-") else base
+
+
+@pytest.fixture(scope="session")
+def dist(shared: Path, subject: Project) -> Path:
+    """The files of a release as this machine can make them; only the stand-ins are no real ones.
+
+    The library-bearing wheel of this machine is a stand-in too: test_wheel tests the real one.
+    """
+    out = shared / "release-dist"
+    with FileLock(shared / "release-dist.lock"):
+        if not out.exists():
+            _build(shared / "release-work", out, subject)
+    return out
+
+
+def _build(work: Path, out: Path, subject: Project) -> None:
+    # A copy: the tree's own build folder may be in use by another test.
+    tree = work / "tree"
+    shutil.copytree(subject.root, tree, ignore=shutil.ignore_patterns(*rehearsal.NOT_COPIED))
+    stage = work / "dist"
+    stage.mkdir()
+    for what in ("--sdist", "--wheel"):
+        made = rehearsal.front_end(tree, work / what, [what, *NOT_ISOLATED], "none")
+        path = made.replace(stage / made.name)
+    for target in (standin.MACOS, *standin.LINUX.values()):
+        standin.make(path, target, stage, project=subject)
+    assert len(files.distributions(stage)) == 5
+    stage.rename(out)
+
+
+@pytest.fixture
+def pure(dist: Path) -> Path:
+    """The wheel without a library."""
+    (found,) = dist.glob("*-any.whl")
+    return found
+
+
+@pytest.fixture(scope="session")
+def installable(root: Path) -> Path:
+    """The wheel that `make install` built and installed."""
+    wheels = list((root / "dist").glob("qwen_mfa-*.whl"))
+    assert len(wheels) == 1, "run `make wheel` first"
+    return wheels[0]
+
+
+@pytest.fixture(scope="session")
+def reproduced(shared: Path) -> Path:
+    """What `reproduce` keeps of HEAD built by cc, twice: clones, logs and wheels."""
+    if shutil.which("cc") is None or shutil.which("git") is None:
+        pytest.skip("needs cc and git")
+    if not (ROOT / ".git").exists():
+        pytest.skip("a source distribution has no history to clone")
+    kept = shared / "reproduced"
+    with FileLock(shared / "reproduced.lock"):
+        if not kept.exists():
+            # `make reproduce` installs the build tools anew each time, most of its time.
+            work = shared / "reproducing"
+            command = ["reproduce", "--toolchain", "cc", "--no-isolation", "--keep", str(work)]
+            assert main(command) == 0
+            work.rename(kept)
+    return kept / "cc"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -12,19 +11,16 @@ import pytest
 
 from build_tools.__main__ import main
 from build_tools.reproduce import build, rebuild
-from build_tools.reproduce.build import PLAIN, STRANGE, ReproduceError
+from build_tools.reproduce.build import PLAIN, STRANGE, Circumstances, ReproduceError
 from build_tools.reproduce.rebuild import Claim, find_commit, read_claim
+from build_tools.support.process import capture
 from build_tools.wheel import fingerprint
 from build_tools.wheel.archives import Entry, UnreadableError, read
 from build_tools.wheel.canonical import pack_wheel, rewrite_wheel
-from tests.build_tools.audit.makers import INFO, ROOT, Recipe
+from tests.build_tools.audit.makers import INFO, Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-in_a_clone = pytest.mark.skipif(
-    not (ROOT / ".git").exists(), reason="a source distribution has no history to clone"
-)
 
 
 def test_nothing_in_common() -> None:
@@ -35,40 +31,27 @@ def test_nothing_in_common() -> None:
         assert STRANGE.variables[name] != value, name
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build by cc, twice, through the command."""
-    if shutil.which("cc") is None or shutil.which("git") is None:
-        pytest.skip("needs cc and git")
-    folder = tmp_path_factory.mktemp("reproduce") / "kept"
-    # `make reproduce` installs the build tools anew each time, which is most of its time.
-    command = ["reproduce", "--toolchain", "cc", "--no-isolation", "--keep", str(folder)]
-    assert main(command) == 0
-    return folder / "cc"
-
-
-@in_a_clone
 @pytest.mark.slow
-@pytest.mark.xdist_group("reproduce")
-def test_identical_bytes(kept: Path) -> None:
-    (first,) = (kept / "out-alice").glob("*.whl")
-    (second,) = (kept / "out-bob").glob("*.whl")
+def test_identical_bytes(reproduced: Path) -> None:
+    (first,) = (reproduced / "out-alice").glob("*.whl")
+    (second,) = (reproduced / "out-bob").glob("*.whl")
     assert first.read_bytes() == second.read_bytes()
     assert first.name == second.name
     # The circumstances were real: the second tree is dated 2001, its files are for one user only.
-    tree = kept / STRANGE.folder
+    tree = reproduced / STRANGE.folder
     assert (tree / "setup.py").stat().st_mtime == build.OLD
     assert second.stat().st_mode & 0o777 == 0o644, "whatever the umask"
-    assert list((kept / "out-bob").glob("*.tar.gz")), "by way of a source distribution"
+    assert list((reproduced / "out-bob").glob("*.tar.gz")), "by way of a source distribution"
 
 
-@in_a_clone
 @pytest.mark.slow
-@pytest.mark.xdist_group("reproduce")
 def test_verify_finds_the_flipped_bit(
-    kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    reproduced: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (wheel,) = (kept / "out-alice").glob("*.whl")
+    (wheel,) = (reproduced / "out-alice").glob("*.whl")
     # The rebuild itself is tested below; here the one that was made above saves a minute.
     monkeypatch.setattr("build_tools.commands.verify.build", lambda *_, **__: wheel)
     forged = tmp_path / wheel.name
@@ -86,13 +69,25 @@ def test_verify_finds_the_flipped_bit(
     assert "1 of " in out
 
 
-@in_a_clone
 @pytest.mark.slow
-@pytest.mark.xdist_group("reproduce")
-def test_verify_agrees(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (wheel,) = (kept / "out-bob").glob("*.whl")
+def test_verify_agrees(
+    reproduced: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (wheel,) = (reproduced / "out-bob").glob("*.whl")
+    asked: dict[str, object] = {}
+
+    def rebuild(_work: Path, how: Circumstances, **wanted: object) -> Path:
+        # It was built so above, by the same function: what matters here is what is asked for.
+        asked.update(wanted, how=how)
+        (other,) = (reproduced / "out-alice").glob("*.whl")
+        return other
+
+    monkeypatch.setattr("build_tools.commands.verify.build", rebuild)
     assert main(["verify", "--no-isolation", str(wheel)]) == 0
     assert "verified: the rebuilt wheel has the same bytes" in capsys.readouterr().out
+    # The newest commit with the wheel's sources: the clones' own.
+    head = capture(["git", "rev-parse", "HEAD"], cwd=reproduced / PLAIN.folder)
+    assert asked == {"how": PLAIN, "toolchain": "cc", "commit": head, "isolated": False}
 
 
 # ---------------------------------------------------------------- claims and commits

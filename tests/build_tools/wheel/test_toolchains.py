@@ -3,49 +3,50 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 from build_tools.native import portable
-from build_tools.support.clean_env import CleanEnvironment
+from build_tools.release.installers import Environment
 from build_tools.support.errors import ToolError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture(scope="module")
-def clean(tmp_path_factory: pytest.TempPathFactory, root: Path) -> CleanEnvironment:
-    folder = tmp_path_factory.mktemp("clean")
-    made = CleanEnvironment(folder=folder)
-    made.create()
-    backend = "mlx[cpu]" if sys.platform == "linux" else "mlx"
-    made.install("-c", str(root / "requirements" / "constraints.txt"), backend, "cffi")
+@pytest.fixture(scope="session")
+def clean(shared: Path, root: Path) -> Environment:
+    """An environment with what the wheel needs, made once for all test workers."""
+    made = Environment(folder=shared / "clean")
+    with FileLock(shared / "clean.lock"):
+        if not made.folder.exists():
+            made.create()
+            backend = "mlx[cpu]" if sys.platform == "linux" else "mlx"
+            constraints = str(root / "requirements" / "constraints.txt")
+            made.install("--no-compile", "-c", constraints, backend, "cffi")
     return made
 
 
-@pytest.mark.usefixtures("in_tree")
 @pytest.mark.slow
 @pytest.mark.parametrize("toolchain", ["none", "cc", "auto"])
 def test_clean_installation(
-    toolchain: str, clean: CleanEnvironment, tmp_path: Path, root: Path
+    toolchain: str, clean: Environment, shared: Path, request: pytest.FixtureRequest
 ) -> None:
-    env = {**os.environ, portable.CHOICE: toolchain}
-    subprocess.run(
-        [sys.executable, "-m", "build_tools", "wheel", "--out", str(tmp_path)],
-        env=env, cwd=root, check=True, capture_output=True,
-    )  # fmt: skip
-    (wheel,) = tmp_path.iterdir()
+    if toolchain == "cc":
+        (wheel,) = (request.getfixturevalue("reproduced") / "out-alice").glob("*.whl")
+    else:
+        wheel = request.getfixturevalue({"none": "pure", "auto": "installable"}[toolchain])
     assert wheel.name.endswith("-py3-none-any.whl") == (toolchain == "none")
-    clean.install("--no-deps", "--force-reinstall", str(wheel))
-    done = subprocess.run(
-        [str(clean.bin / "qwen-mfa"), "selftest", "--json", "--image-tokens", "50"],
-        cwd=clean.folder, env=clean.variables(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    with FileLock(shared / "clean.lock"):
+        clean.install("--no-deps", "--force-reinstall", str(wheel))
+        done = subprocess.run(
+            [str(clean.bin / "qwen-mfa"), "selftest", "--json", "--image-tokens", "50"],
+            cwd=clean.folder, env=clean.variables(), capture_output=True, text=True, check=False,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     state, kernel = ("none", "mlx") if toolchain == "none" else ("ready", "cpu")
@@ -68,26 +69,31 @@ def test_a_toolchain_that_is_asked_for_must_be_there(monkeypatch: pytest.MonkeyP
     assert portable.choose_toolchain({}) == "none"
 
 
-def test_a_compiler_error_shows_the_compiler_s_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An engine of one function in place of ours; its C file."""
     package = tmp_path / "swift_pkg"
     sources = package / "Sources" / "MFAFFI"
     (sources / "include").mkdir(parents=True)
-    for name in ("Package.swift", portable.EXPORTS):
-        (package / name).write_text("", encoding="utf-8")
-    (sources / "broken.c").write_text("int f(void) { return undeclared_thing; }", encoding="utf-8")
+    (package / "Package.swift").write_text("", encoding="utf-8")
+    (package / portable.EXPORTS).write_text("{ global: mfa_*; local: *; };", encoding="utf-8")
     monkeypatch.setattr(portable, "ROOT", tmp_path)
     monkeypatch.setattr(portable, "PACKAGE", package)
     monkeypatch.setattr(portable, "SOURCES", sources)
+    path = sources / "small.c"
+    path.write_text("int mfa_small(void) { return 1; }", encoding="utf-8")
+    return path
+
+
+def test_a_compiler_error_shows_the_compiler_s_words(small: Path, tmp_path: Path) -> None:
+    small.write_text("int f(void) { return undeclared_thing; }", encoding="utf-8")
     with pytest.raises(ToolError, match="undeclared_thing"):
         portable.build(work=tmp_path / "work", toolchain="cc")
     left = [p.name for p in (tmp_path / "work").iterdir()]
     assert [name.endswith(".lock") for name in left] == [True]
 
 
-@pytest.mark.usefixtures("in_tree")
-def test_the_second_build_comes_from_the_cache(root: Path) -> None:
+def test_the_second_build_comes_from_the_cache(small: Path) -> None:
     first = portable.build(toolchain="cc")
     assert first is not None
     written = first.library.stat().st_mtime_ns
@@ -100,3 +106,7 @@ def test_the_second_build_comes_from_the_cache(root: Path) -> None:
     assert mended is not None
     assert mended.manifest == first.manifest
     assert mended.library.stat().st_size > 1000
+    small.write_text("int mfa_small(void) { return 2; }", encoding="utf-8")
+    other = portable.build(toolchain="cc")
+    assert other is not None
+    assert other.folder != first.folder
