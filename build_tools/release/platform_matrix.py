@@ -164,16 +164,6 @@ def document(found: Iterable[Row], version: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def pairs(path: Path) -> dict[str, str]:
-    """Return machine and engine of each row of the page at ``path``."""
-    cells = [
-        [cell.strip() for cell in line.strip("|\n ").split("|")]
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line.startswith("| ") and "---" not in line
-    ]
-    return {row[0]: row[2] for row in cells[1:]}
-
-
 def version_of(path: Path) -> str | None:
     """Return the version for which the page at ``path`` was written."""
     match = MARK.search(path.read_text(encoding="utf-8"))

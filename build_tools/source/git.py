@@ -94,12 +94,6 @@ class Git:
         pairs = [line.split("\t", 1) for line in text.splitlines() if "\t" in line]
         return {name: commit for commit, name in pairs}
 
-    def has(self, commit: str) -> bool:
-        """Whether ``commit`` is here."""
-        command = [self._program, *self._here, "cat-file", "-e", f"{commit}^{{commit}}"]
-        done = subprocess.run(command, env=self._env, check=False, capture_output=True, timeout=60)
-        return done.returncode == 0
-
     def tree_of(self, commit: str) -> str:
         """Return the tree that ``commit`` records."""
         return self._read(*self._here, "rev-parse", f"{commit}^{{tree}}").decode().strip()

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from tests.standins.upstream.repositories import Upstream
 
 
-def test_the_overlay_passes_its_own_tests(swift: str, apple: Standins, tmp_path: Path) -> None:
+def test_the_overlay_passes_its_own_tests(swift: str, apple: Standins) -> None:
     done = subprocess.run(
         [
             swift, "test", "--package-path", str(ROOT / "swift_pkg" / "overlay"),
-            "--scratch-path", str(tmp_path / "build"), "-j", "2",
+            "--scratch-path", str(ROOT / "build" / "overlay-test"), "-j", "2",
         ],
         check=False, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
