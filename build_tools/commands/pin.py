@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
         overlay.accept(repairs, proposal.root)
         say(f"wrote the new hashes into {args.overlay / overlay.DATA}")
     locks.rewrite(args.lock, proposal.lock)
-    say(f"wrote {args.lock}. Now: `python -m build_tools typecheck --write`, and the tests.")
+    then = ".venv/bin/python -m build_tools typecheck --write"
+    say(f"wrote {args.lock}. Now: `{then}`, and the tests.")
     return 0
 
 

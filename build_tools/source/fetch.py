@@ -97,7 +97,7 @@ def verify(root: Path, lock: Lock, *, listing: Path) -> None:
         changed = _changes(found, listing)
         msg = (
             f"the cached source {root} was changed: {'; '.join(wrong)}{changed}. "
-            "Run `python -m build_tools fetch --refresh` to fetch it anew."
+            "Run `.venv/bin/python -m build_tools fetch --refresh` to fetch it anew."
         )
         raise SourceError(msg)
     header = root / lock.header.path

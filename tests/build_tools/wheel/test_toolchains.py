@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from build_tools.native import portable
-from build_tools.release.installers import Environment
+from build_tools.release.installers import Environment, left_behind
 from build_tools.support.errors import ToolError
 
 if TYPE_CHECKING:
@@ -47,6 +47,10 @@ def test_clean_installation(
             [str(clean.bin / "qwen-mfa"), "selftest", "--json", "--image-tokens", "50"],
             cwd=clean.folder, env=clean.variables(), capture_output=True, text=True, check=False,
         )  # fmt: skip
+        before = clean.files()
+        clean.check_dependencies()
+        clean.uninstall()
+        assert left_behind(before, clean.files()) == []
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     state, kernel = ("none", "mlx") if toolchain == "none" else ("ready", "cpu")
