@@ -14,7 +14,7 @@ from qwen_mfa.problem import MLX_DTYPES
 if TYPE_CHECKING:
     from qwen_mfa.problem import Problem
 
-Layout = Literal["dense", "interleaved", "sliced"]
+Layout = Literal["dense", "interleaved", "sliced", "odd starts", "odd rows"]
 
 # Additive biases that matter (scores are of size 1), and how many keys they remove altogether.
 BIAS = 2.0
@@ -50,7 +50,10 @@ def draw(
     Args:
         problem: Sizes and kinds.
         layout: ``"dense"`` BHSD; ``"interleaved"``: BSHD memory seen as BHSD, as hosts have it;
-            ``"sliced"``: part of larger arrays, with gaps between rows, heads and entries.
+            ``"sliced"``: part of larger arrays, with gaps between rows, heads and entries;
+            ``"odd starts"``: the first element at an odd place, and an odd number of elements from
+            head to head and from entry to entry; ``"odd rows"``: sliced, with an odd number from
+            row to row, and from head to head.
         seed: Of the random numbers.
         magnitude: Factor on q; scores grow with it.
         scale: Softmax scale, ``D ** -0.5`` by default.
@@ -98,9 +101,20 @@ def _operand(
     if layout == "dense":
         owner = (mx.random.normal(shape, key=key) * factor).astype(dtype)
         return owner, owner
+    if layout == "odd starts":
+        head = _odd(rows * dim)
+        entry = _odd(heads * head)
+        owner = (mx.random.normal((1 + batch * entry,), key=key) * factor).astype(dtype)
+        return owner, mx.as_strided(owner, shape, (entry, head, dim, 1), 1)
     wide = (batch, heads + 1, rows + 3, dim + 8)
+    if layout == "odd rows":
+        wide = (batch, heads + 1, _odd(rows + 2), _odd(dim + 8))
     owner = (mx.random.normal(wide, key=key) * factor).astype(dtype)
     return owner, owner[:, 1:, 2 : 2 + rows, :dim]
+
+
+def _odd(least: int) -> int:
+    return least | 1
 
 
 def _mask(

@@ -132,6 +132,15 @@ def _cases(variant: Variant) -> Iterator[_Case]:
         title="gaps between rows",
         seq_q=small[0], seq_kv=small[1], layout="sliced", seed=4, mask_dtype=masks[2],
     )  # fmt: skip
+    # Kernels load elements in pairs, or more at once.
+    yield _Case(
+        title="rows at odd elements",
+        seq_q=small[0], seq_kv=small[1], layout="odd starts", seed=9, mask_dtype=masks[1],
+    )  # fmt: skip
+    yield _Case(
+        title="odd steps between rows",
+        seq_q=small[0], seq_kv=small[1], layout="odd rows", seed=10, mask_dtype=masks[2],
+    )  # fmt: skip
     yield _Case(
         title="large scores", seq_q=small[0], seq_kv=small[1], seed=5, magnitude=24.0
     )  # fmt: skip

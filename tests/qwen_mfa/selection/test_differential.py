@@ -74,7 +74,7 @@ def check(of: Problem, drawn: Drawn) -> str:
     return kernel
 
 
-LAYOUTS = st.sampled_from(["dense", "interleaved", "sliced"])
+LAYOUTS = st.sampled_from(["dense", "interleaved", "sliced", "odd starts", "odd rows"])
 SETTINGS = settings(
     deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

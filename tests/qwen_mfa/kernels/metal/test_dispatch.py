@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import pytest
@@ -11,6 +11,7 @@ import qwen_mfa
 from qwen_mfa.errors import BackendError
 from qwen_mfa.kernels import metal
 from qwen_mfa.kernels.base import Call
+from qwen_mfa.kernels.metal import execute
 from qwen_mfa.problem import describe
 from qwen_mfa.selection import candidates, choose, session
 from qwen_mfa.validation.child import validate_in_child
@@ -99,6 +100,23 @@ def test_messages_on_standard_output_do_not_disturb_the_proof(
 def test_a_plain_variant_is_used_where_upstream_s_is_rejected(mac: StandinMac) -> None:
     mac.switch(rejects_asm=1)
     assert validate(metal.accurate, variant()).ok
+
+
+def test_validation_has_rows_that_begin_between_two_of_a_pair(
+    mac: StandinMac, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each operand; what is dense or has even steps is not copied."""
+    real, found = execute._splits_pairs, []
+
+    def logged(*arguments: Any) -> bool:
+        found.append(real(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(execute, "_splits_pairs", logged)
+    assert validate(metal.accurate, variant()).ok
+    by_operand = [found[operand::3] for operand in range(3)]
+    assert all({True, False} == set(each) for each in by_operand)
+    del mac
 
 
 def test_unforced_it_must_be_measured_faster(
