@@ -55,10 +55,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--gpu"):
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu"))
+    is_cuda = mx.cuda.is_available()
+    for item in items:
+        if item.get_closest_marker("gpu") and not config.getoption("--gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu"))
+        unfit = item.get_closest_marker("not_on_cuda")
+        if unfit and is_cuda:
+            item.add_marker(pytest.mark.skip(reason=f"MLX's CUDA build: {unfit.args[0]}"))
 
 
 def _with_cpu_device() -> str:

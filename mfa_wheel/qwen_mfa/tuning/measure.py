@@ -181,9 +181,9 @@ def _affordable(
             return chosen, run
         pair = sum(run())
         if pair * end.flops / chosen.flops <= seconds:
-            larger = end
-        else:
-            larger = shrink(end, int(chosen.flops * seconds / pair))
+            chosen = end
+            continue
+        larger = shrink(end, int(chosen.flops * seconds / pair))
         if larger.flops < _GROWTH * chosen.flops:
             return chosen, run
         chosen = larger

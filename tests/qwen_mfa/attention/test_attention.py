@@ -200,6 +200,7 @@ def test_numbers_of_any_size() -> None:
     check(q, k, v * 1e30)
 
 
+@pytest.mark.not_on_cuda("its own attention crashes on some empty arrays (0.32.4)")
 @pytest.mark.parametrize(
     "shape", [Shape(b=0), Shape(sq=0), Shape(skv=0), Shape(d=0), Shape(dv=0)], ids=str
 )

@@ -504,6 +504,7 @@ def test_cold_inside_a_transformation(transform: str, measured: list[tuple[str, 
     assert choose.choose(problem(128)).kernel is cpu
 
 
+@pytest.mark.not_on_cuda("no array can be made in a forked child")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_forked_child_measures_nothing(measured: list[tuple[str, Problem]]) -> None:
     choose.choose(problem(100))

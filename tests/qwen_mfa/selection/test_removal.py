@@ -100,7 +100,7 @@ def attend(mask: mx.array) -> mx.array:
     q, k, v = operands()
     ours = qwen_mfa.scaled_dot_product_attention(q, k, v, scale=0.25, mask=mask)
     theirs = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.25, mask=mask)
-    assert mx.abs(ours - theirs).max().item() < 2e-6
+    assert mx.abs(ours - theirs).max().item() < 1e-5
     return ours
 
 
@@ -353,6 +353,7 @@ def test_an_address_that_is_used_again_is_another_mask(
     assert len(addresses) < 24, "no address came twice: nothing was shown"
 
 
+@pytest.mark.cpu  # where memory is counted to the byte
 def test_no_mask_is_kept_alive(on_gpu: None, found: Callable[[float], list[str]]) -> None:
     found(0.7)
     before = mx.get_active_memory()

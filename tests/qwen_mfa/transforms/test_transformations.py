@@ -183,6 +183,7 @@ def test_lazy_arrays_of_another_thread() -> None:
     assert isinstance(box[0], mx.array), box[0]
 
 
+@pytest.mark.not_on_cuda("no array can be made in a forked child")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_after_fork() -> None:
     # MLX 0.32's own default stream never answers in a forked child; ours must not depend on it.
@@ -199,6 +200,7 @@ def test_after_fork() -> None:
     np.testing.assert_allclose(np.array(ours(q, k, v)), expected, atol=1e-5)
 
 
+@pytest.mark.not_on_cuda("no array can be made in a forked child")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.parametrize("how", ["chosen", "remembered", "device", "padding"])
 def test_after_fork_mlx_s_kernel_answers_too(how: str, monkeypatch: pytest.MonkeyPatch) -> None:

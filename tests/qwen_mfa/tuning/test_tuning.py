@@ -47,6 +47,7 @@ class Simulation:
     kernel_rate: float  # operations a second
     mlx_rate: float
     noise: float = 0.0
+    latency: float = 0.0  # of every call, as on a GPU
     jumps: tuple[float, ...] = ()
     seed: int = 7
     now: float = 0.0
@@ -63,11 +64,11 @@ class Simulation:
         return None
 
     def run(self, call: Call) -> mx.array:
-        self._pass(call.problem.flops / self.kernel_rate)
+        self._pass(self.latency + call.problem.flops / self.kernel_rate)
         return mx.zeros((1,))
 
     def mlx(self, call: Call) -> mx.array:
-        self.mlx_work.append(call.problem.flops / self.mlx_rate)
+        self.mlx_work.append(self.latency + call.problem.flops / self.mlx_rate)
         self._pass(self.mlx_work[-1])
         return mx.zeros((1,))
 
@@ -150,6 +151,16 @@ def test_the_cost_is_bounded(
     assert max(simulation.mlx_work) <= max(measure.BUDGET / 5, 2 * first)
     if any(sample.reduced for sample in samples):
         assert ends == 1, "the other end would have been reduced to the same"
+
+
+@pytest.mark.parametrize("tokens", [1124, 1536, 4196, 4608, 6989, 7401, 9000])
+def test_where_launches_take_the_time_problems_are_measured_at_full_size(
+    tokens: int, measured: Callable[..., list[measure.Sample]]
+) -> None:
+    """An H100's rates: a small problem takes as long as one of hundreds of times its size."""
+    gpu = Simulation(kernel_rate=5e14, mlx_rate=4e14, latency=1.5e-4, noise=0.01)
+    samples = measured(gpu, problem(seq_q=tokens, seq_kv=tokens))
+    assert not any(sample.reduced for sample in samples)
 
 
 def test_extrapolation_needs_more(measured: Callable[..., list[measure.Sample]]) -> None:
