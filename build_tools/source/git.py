@@ -212,10 +212,14 @@ def check_paths(entries: list[Entry], *, where: str) -> None:
             )
             raise SourceError(msg)
         folded = _folded(entry.path)
-        if folded in seen:
-            msg = f"{where}: {entry.path!r} and {seen[folded]!r} are one file on macOS"
-            raise SourceError(msg)
-        seen[folded] = entry.path
+        # The folders too: two that macOS takes for one would hold each other's files.
+        for end in range(1, len(parts) + 1):
+            path = "/".join(parts[:end])
+            if (end == len(parts) and folded in seen) or seen.get(_folded(path), path) != path:
+                other = seen[_folded(path)]
+                msg = f"{where}: {path!r} and {other!r} are one file on macOS"
+                raise SourceError(msg)
+            seen[_folded(path)] = path
         parents = {str(parent) for parent in PurePosixPath(folded).parents}
         if parents & links:
             msg = f"{where}: {entry.path!r} lies behind a symbolic link; it is not used"

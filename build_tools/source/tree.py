@@ -30,7 +30,7 @@ def tree_hash(root: Path, *, gitlinks: Mapping[str, str], listing: dict[str, str
         listing: Receives, for every file, its path and ``"mode hash"``.
 
     Raises:
-        SourceError: It is deeper than any source that is accepted.
+        SourceError: It is deeper than any source that is accepted, or holds what is no file.
 
     """
     return _hash_folder(root, "", gitlinks, listing)
@@ -68,6 +68,9 @@ def _hash_file(path: Path) -> tuple[str, str]:
     facts = path.lstat()
     if stat.S_ISLNK(facts.st_mode):
         return SYMLINK, _object_hash("blob", os.fsencode(path.readlink()))
+    if not stat.S_ISREG(facts.st_mode):  # a FIFO would never end
+        msg = f"{path} is neither file, folder nor link; remove it, or fetch --refresh"
+        raise SourceError(msg)
     mode = EXECUTABLE if facts.st_mode & stat.S_IXUSR else FILE
     return mode, _object_hash("blob", path.read_bytes())
 

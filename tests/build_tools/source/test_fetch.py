@@ -180,6 +180,12 @@ def test_names_that_differ_by_the_form_of_a_letter_only(
     refused(upstream.write_lock(tmp_path / "lock", pinned), cache, "one file on macOS")
 
 
+def test_folders_that_are_one_on_macos(upstream: Upstream, tmp_path: Path, cache: Path) -> None:
+    lines = [nested(upstream, names) for names in (["Docs"], ["docs", "inner"])]
+    pinned = crafted(upstream, *lines)
+    refused(upstream.write_lock(tmp_path / "lock", pinned), cache, "'Docs'", "one file on macOS")
+
+
 def nested(upstream: Upstream, names: list[str]) -> str:
     """Return an ``mktree`` line for a file below folders of those ``names``."""
     line = f"100644 blob {blob(upstream, 'x')}\tfile"
@@ -210,6 +216,13 @@ def test_a_cached_tree_that_somebody_made_deep(
     with pytest.raises(SourceError, match="deeper than any source"):
         obtain(lock, cache)
     fetch.obtain(locks.load(lock), cache=cache, remotes=QUICK, refresh=True)
+
+
+def test_a_cached_tree_with_a_fifo(upstream: Upstream, tmp_path: Path, cache: Path) -> None:
+    lock = upstream.write_lock(tmp_path / "lock")
+    os.mkfifo(obtain(lock, cache) / "pipe")
+    with pytest.raises(SourceError, match="neither file, folder nor link"):
+        obtain(lock, cache)
 
 
 @pytest.mark.parametrize("target", ["a\0b", "a" * 5000], ids=["NUL", "long"])

@@ -11,11 +11,11 @@ booleans fits every dtype, so that is what is handed on.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 
+from qwen_mfa import forks
 from qwen_mfa.integrations.mflux.tracing import Opaque
 from qwen_mfa.transforms.padding import MIN_HIDING
 
@@ -29,7 +29,7 @@ def remembering(original: Any) -> staticmethod[..., Any]:
     """Return a static method that remembers the results of ``original``, a static method too."""
     convert: Callable[[mx.array | None, int, int], mx.array | None] = original.__func__
     results: dict[tuple[object, ...], mx.array | None] = {}
-    lock = threading.Lock()
+    lock = forks.lock()
 
     def converted(mask: Any, joint_seq_len: int, txt_seq_len: int) -> Any:
         if isinstance(mask, Opaque):  # a block is being traced: attention gets it as it is

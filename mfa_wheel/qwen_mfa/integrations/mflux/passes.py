@@ -15,12 +15,11 @@ becomes an array at that moment.
 from __future__ import annotations
 
 import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from qwen_mfa import telemetry
+from qwen_mfa import forks, telemetry
 from qwen_mfa.errors import HostError
 from qwen_mfa.integrations.mflux import modulation, skeleton
 from qwen_mfa.integrations.mflux.freeing import Freed
@@ -133,7 +132,7 @@ class Passes:
         self._config: Any = None
         # By identity; whose it was is looked at, because identities are used again.
         self._freed: dict[int, Freed] = {}
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
 
     def transformer_method(self, original: Callable[..., mx.array]) -> Callable[..., Any]:
         """Return what is put in ``QwenTransformer.__call__``."""
