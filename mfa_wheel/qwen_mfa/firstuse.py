@@ -9,6 +9,7 @@ package, so nothing here is slow to import.
 from __future__ import annotations
 
 import os
+import sys
 from _thread import RLock
 
 _PATIENCE = 5.0  # seconds; the first use takes a few tenths, most of it imports
@@ -29,7 +30,12 @@ class _FirstUse:
 
     def before(self) -> None:
         """Wait, in the thread that forks."""
+        known = "logging" in sys.modules
         self._taken = self._lock.acquire(timeout=_PATIENCE)
+        if not known and "logging" in sys.modules:
+            # Imported while we waited, too late for its own hook here; but the one that gives back
+            # what that would have taken runs after the fork, and would print an error.
+            sys.modules["logging"]._lock.acquire()  # noqa: SLF001
 
     def after(self) -> None:
         """Go on, in the parent; in the child, which has the thread that took it."""
