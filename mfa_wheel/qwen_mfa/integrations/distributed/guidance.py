@@ -23,6 +23,9 @@ PASSES = 2
 # A rank may be slower than another by this factor before it is taken to hang, and by LEAST seconds.
 PATIENCE = 20.0
 LEAST = 60.0
+# Once both have shown how long a step takes: so many times the slowest one, and a third of LEAST.
+KNOWN = 2  # steps
+PATIENCE_THEN = 10.0
 
 
 class Pass(Protocol):
@@ -49,6 +52,7 @@ class Split:
         self.steps = 0
         self.seconds = {"passes": 0.0, "waiting": 0.0}
         self._least = least
+        self._slowest = 0.0
         self._agreed: object = None
 
     def both(
@@ -75,13 +79,25 @@ class Split:
         check = agreement.checksum(latents)
         mx.eval(mine, check)
         computed = time.perf_counter()
-        limit = self._least + PATIENCE * (computed - start)
+        limit = self.limit(computed - start)
         checks, everyones = self.team.gather_all([check, mine], limit=limit)
         self._require_no_drift(checks)
-        self.steps += 1
-        self.seconds["passes"] += computed - start
-        self.seconds["waiting"] += time.perf_counter() - computed
+        self.count(computed - start, time.perf_counter() - computed)
         return everyones[0], everyones[1]
+
+    def limit(self, own: float) -> float:
+        """Return the seconds to wait for the others after a pass that took ``own`` seconds."""
+        unknown = self._least + PATIENCE * own
+        if self.steps < KNOWN:
+            return unknown
+        return min(unknown, self._least / 3 + PATIENCE_THEN * max(self._slowest, own))
+
+    def count(self, own: float, waiting: float) -> None:
+        """Count a step by the seconds of its pass here, and of waiting for the others."""
+        self.steps += 1
+        self.seconds["passes"] += own
+        self.seconds["waiting"] += waiting
+        self._slowest = max(self._slowest, own + waiting)
 
     def _require_no_drift(self, checks: mx.array) -> None:
         found: Any = checks.tolist()

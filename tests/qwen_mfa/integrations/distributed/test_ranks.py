@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import pytest
 
-from qwen_mfa.integrations.distributed import agreement, group
+from qwen_mfa.integrations.distributed import agreement, group, guidance
 from qwen_mfa.integrations.distributed.watchdog import EXIT_STATUS
 
 from . import ranks
@@ -123,6 +123,18 @@ def test_a_rank_that_hangs_is_given_up(tmp_path: Path) -> None:
     assert both[0].returncode == EXIT_STATUS, out + err
     assert "rank 1 on " in err
     assert "no sign of life" in err
+
+
+def test_once_steps_are_known_a_rank_that_hangs_is_given_up_soon() -> None:
+    team = group.Team(group=mx.distributed.init(backend="any"), rank=0, size=1, names=("here",))
+    split = guidance.Split(team)
+    assert split.limit(0.2) == pytest.approx(64)
+    for waiting in (0.1, 0.3, 0.2):
+        split.count(0.2, waiting)
+    assert split.limit(0.2) == pytest.approx(25)
+    split.count(0.2, 30)  # the other one is a slow machine
+    assert split.limit(0.2) == pytest.approx(64)
+    assert split.limit(20) == pytest.approx(20 + 302)
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
