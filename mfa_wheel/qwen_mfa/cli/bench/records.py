@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen_mfa import files
 from qwen_mfa.cli.bench.rounds import Spread
 from qwen_mfa.cli.table import markdown, mebibytes, rate, seconds, table
 from qwen_mfa.errors import QwenMfaError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
+
+MAX_BYTES = 16 << 20  # a report has some 50 KiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +104,12 @@ class Report:
             replace(self, cases=[*self.cases, under_way]).save(path)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        # A new file under a name that nobody could put a link at.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
         try:
-            temporary.write_text(self.as_json() + "\n", encoding="utf-8")
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self.as_json() + "\n")
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -116,10 +123,10 @@ def load(path: Path) -> Report:
 
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(files.read(path, MAX_BYTES))
         cases = [_case(case) for case in found.pop("cases")]
         return Report(**found, cases=cases)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         msg = f"{path} is no report of `qwen-mfa bench` ({error}); run one, or name another file"
         raise QwenMfaError(msg) from error
 

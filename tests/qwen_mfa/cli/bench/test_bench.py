@@ -236,10 +236,14 @@ def test_what_is_kept_is_read_again_as_it_was(
     assert (tmp_path / "again.json").read_bytes() == out.read_bytes()
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"cases": [{"shape": "x"}]}'])
+@pytest.mark.parametrize(
+    "content", [None, "", "[]", "{}", '{"cases": [{"shape": "x"}]}', "[" * 100_000, "FIFO"]
+)
 def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "r.json"
-    if content is not None:
+    if content == "FIFO":
+        os.mkfifo(file)
+    elif content is not None:
         file.write_text(content, encoding="utf-8")
     with pytest.raises(errors.QwenMfaError, match=r"no report of `qwen-mfa bench`"):
         records.load(file)
