@@ -10,12 +10,15 @@ in the worst case twice the cost of having known from the start.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from qwen_mfa.integrations.mflux import skeleton
 from qwen_mfa.selection import decisions
+from qwen_mfa.selection.records import parse
 
 if TYPE_CHECKING:
     from mlx import nn
@@ -23,6 +26,18 @@ if TYPE_CHECKING:
 # Seconds, as measured: 25 to 40 on an H100's host with a cold cache; 1 to 2 with GCC.
 COST = {mx.DeviceType.gpu: 30.0, mx.DeviceType.cpu: 2.0}
 SHARE = 0.15  # of a block's time that fusing saves, roughly: 0.12 to 0.3 on a GPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """What a record of an outcome may hold."""
+
+    fused: bool
+    reason: str
+    error: float = nan
+    gain: float = nan
+    noise: float = nan
+    bfloat16: float = nan
 
 
 class Record:
@@ -39,8 +54,7 @@ class Record:
     def outcome(self) -> dict[str, Any] | None:
         """Return what was decided earlier."""
         found = decisions.opened().store.get(self._outcome)
-        fits = found is not None and isinstance(found.get("fused"), bool)
-        return found if fits and isinstance((found or {}).get("reason"), str) else None
+        return None if parse(_Outcome, found) is None else found
 
     def keep(self, outcome: dict[str, Any]) -> None:
         """Keep what was decided."""

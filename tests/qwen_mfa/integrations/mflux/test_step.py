@@ -28,6 +28,7 @@ from qwen_mfa.integrations import mflux
 from qwen_mfa.integrations.mflux import integration, modulation, records, skeleton
 from qwen_mfa.integrations.mflux import trial as trial_module
 from qwen_mfa.integrations.mflux.records import Record
+from qwen_mfa.selection import decisions
 from tests.qwen_mfa.integrations.mflux.conftest import (
     HEADS,
     LAYERS,
@@ -421,9 +422,19 @@ def test_pictures_earn_what_compiling_costs(monkeypatch: pytest.MonkeyPatch) -> 
     found = trial_module.Trial(mflux.Options(models=("qwen",)), "a class", record())
     assert (found.running, found.fused) == (False, True)
     assert "on record" in found.reason
+    for odd in ({"fused": "no"}, {"bfloat16": "2"}, {"bfloat16": None}, {"other": 1}):
+        record().keep({"fused": True, "reason": "1.20 x as fast", **odd})
+        assert record().outcome() is None, odd
+    for odd in ("much", None, [], {}):
+        decisions.opened().store.put(record("odd")._compiled, {"missed": odd})
+        assert not record("odd").pays(0.0)
 
 
-def test_a_small_picture_does_not_pay_for_compiling(generate: Callable[..., mx.array]) -> None:
+def test_a_small_picture_does_not_pay_for_compiling(
+    generate: Callable[..., mx.array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However busy the machine is, and so however much time there would be to save.
+    monkeypatch.setattr(records, "SHARE", 1e-6)
     model = transformer()
     for block in model.transformer_blocks:  # a structure that no other test compiled
         block.attn.norm_q.eps = 1e-5
