@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -107,6 +107,34 @@ def test_rows_without_keys(mac: StandinMac) -> None:
         call = Call(q=q, k=k, v=v, scale=0.25, mask=mask)
         assert_exact(attend(call), call)
     assert mac.count("runs") == 3
+
+
+def test_nothing_of_mlx_s_is_under_way_when_the_output_is_written(
+    mac: StandinMac, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mx.empty` fills on a GPU: a fill that came late would take the result with it."""
+    log: list[str] = []
+    watched = {"mx.eval": (mx, "eval"), "wait": (mx, "synchronize"), "run": (execute, "_perform")}
+    for word, (owner, name) in watched.items():
+        real = getattr(owner, name)
+
+        def logged(*args: Any, word: str = word, real: Any = real) -> Any:
+            log.append(word)
+            return real(*args)
+
+        monkeypatch.setattr(owner, name, logged)
+    made = execute.fresh
+
+    def fresh(*args: Any, **options: Any) -> mx.array:
+        log.append("make")
+        return made(*args, **options)
+
+    monkeypatch.setattr(execute, "fresh", fresh)
+    call = Call(**dict(zip("qkv", draw(SHAPE), strict=True)), scale=0.25)
+    mx.eval(attend(call))
+    after = log[log.index("make") :]
+    assert after[: after.index("run")] == ["make", "mx.eval", "wait"]
+    del mac
 
 
 def oddly(x: mx.array, *, start: int, gap: int) -> mx.array:
