@@ -204,8 +204,8 @@ final class ShaderLibraries: @unchecked Sendable {
   }
 
   private func fromPack(_ form: ShaderText, device: MTLDevice) throws -> MTLLibrary? {
-    guard let pack, let entry = pack.libraries[form.key] else { return nil }
-    return try device.makeLibrary(URL: entry.verified(in: pack.folder, on: policy.system))
+    guard let file = try pack?.find(form.key, on: policy.system) else { return nil }
+    return try device.makeLibrary(URL: file)
   }
 
   private func fromCache(_ form: ShaderText, device: MTLDevice) throws -> MTLLibrary? {

@@ -122,9 +122,111 @@ final class StoreTests: OverlayTestCase {
     XCTAssertNil(try store.find(key, on: policy().system))
   }
 
+  // MARK: - Whose cache it is
+
+  /// Store an entry, spoil the cache, and see that it is not used, told as `reason`, and intact.
+  private func refuse(
+    _ reason: String, user: uid_t = geteuid(), spoil: (_ shaders: URL) throws -> Void = { _ in }
+  ) throws {
+    try? FileManager.default.removeItem(at: cache)
+    let library = folder.appendingPathComponent("some.metallib")
+    try Data("standin metallib\nmask".utf8).write(to: library)
+    var store = ShaderCache(folder: cache)
+    let kept = try store.store(library, as: "key", variant: .plain, compiler: "test")
+    XCTAssertNotNil(try store.find("key", on: policy().system))
+    try spoil(cache.appendingPathComponent("shaders"))
+    store.user = user
+    for attempt in [
+      { _ = try store.find("key", on: self.policy().system) },
+      { _ = try store.store(library, as: "other", variant: .plain, compiler: "test") },
+    ] {
+      XCTAssertThrowsError(try attempt(), reason) {
+        XCTAssertTrue("\($0)".contains(reason), "\($0) instead of \(reason)")
+      }
+    }
+    store.remove("key")
+    XCTAssertTrue(FileManager.default.fileExists(atPath: kept.path), "it is not ours to remove")
+  }
+
+  private func open(_ path: URL, to mode: Int) throws {
+    try FileManager.default.setAttributes([.posixPermissions: mode], ofItemAtPath: path.path)
+  }
+
+  func testACacheThatOthersCanWriteToIsNeitherReadNorWritten() throws {
+    try refuse("can be written to by others: chmod go-w") { try self.open($0, to: 0o777) }
+    try refuse("can be written to by others") { try self.open($0, to: 0o720) }
+    try refuse("can be written to by others") { _ in try self.open(self.cache, to: 0o777) }
+    try refuse("cache/shaders: ") {
+      let elsewhere = self.folder.appendingPathComponent("elsewhere-\(UUID().uuidString)")
+      try FileManager.default.moveItem(at: $0, to: elsewhere)
+      try FileManager.default.createSymbolicLink(at: $0, withDestinationURL: elsewhere)
+    }
+  }
+
+  func testACacheOfAnotherUserIsNeitherReadNorWritten() throws {
+    // Root's files are believed, and the test may run as root: so the folders get an owner, too.
+    guard geteuid() == 0 else { return try refuse("belongs to another user", user: geteuid() + 1) }
+    try refuse("belongs to another user") { XCTAssertEqual(chown($0.path, 12345, 12345), 0) }
+    try refuse("belongs to another user") { _ in
+      XCTAssertEqual(chown(self.cache.path, 12345, 12345), 0)
+    }
+  }
+
+  func testAnEntryIsARegularFileOfASaneSize() throws {
+    let library = folder.appendingPathComponent("some.metallib")
+    try Data(repeating: 42, count: 100).write(to: library)
+    let outside = folder.appendingPathComponent("outside")
+    try Data(repeating: 42, count: 100).write(to: outside)
+    let store = ShaderCache(folder: cache)
+    let spoils: [(String, (URL) throws -> Void)] = [
+      (
+        "symbolic links",
+        { try FileManager.default.createSymbolicLink(at: $0, withDestinationURL: outside) }
+      ),
+      ("neither a folder nor a regular file", { XCTAssertEqual(mkfifo($0.path, 0o600), 0) }),
+      (
+        "larger than",
+        {
+          FileManager.default.createFile(atPath: $0.path, contents: nil)
+          XCTAssertEqual(truncate($0.path, 1 << 34), 0)
+        }
+      ),
+      (
+        "can be written to by others",
+        {
+          try Data(repeating: 42, count: 100).write(to: $0)
+          try self.open($0, to: 0o666)
+        }
+      ),
+    ]
+    for name in [ShaderCache.library, "entry.json"] {
+      for (reason, spoil) in spoils {
+        let kept = try store.store(library, as: "key", variant: .plain, compiler: "test")
+        let file = kept.deletingLastPathComponent().appendingPathComponent(name)
+        try FileManager.default.removeItem(at: file)
+        try spoil(file)
+        XCTAssertThrowsError(try store.find("key", on: policy().system), reason) {
+          XCTAssertTrue("\($0)".contains(reason), "\($0) instead of \(reason)")
+        }
+        XCTAssertNil(try store.find("key", on: policy().system), "it was removed")
+      }
+    }
+    XCTAssertEqual(try leftovers(), [])
+  }
+
+  func testWhatIsStoredIsPrivateWhateverTheUmask() throws {
+    let library = folder.appendingPathComponent("some.metallib")
+    try Data(repeating: 42, count: 100).write(to: library)
+    let before = umask(0)
+    defer { umask(before) }
+    let store = ShaderCache(folder: cache)
+    _ = try store.store(library, as: "key", variant: .plain, compiler: "test")
+    XCTAssertNotNil(try store.find("key", on: policy().system))
+  }
+
   func testProcessesThatStoreTheSameEntryAtOnce() throws {
     let library = folder.appendingPathComponent("some.metallib")
-    try Data(repeating: 42, count: 20_000).write(to: library)
+    try Data(repeating: 42, count: 5_000).write(to: library)
     let products = [Bundle(for: Self.self).bundleURL, Bundle.main.bundleURL]
     let storer = products.flatMap { [$0, $0.deletingLastPathComponent()] }
       .map { $0.appendingPathComponent("ShaderStorer") }
@@ -132,7 +234,7 @@ final class StoreTests: OverlayTestCase {
     let children = try (0..<4).map { _ in
       let child = Process()
       child.executableURL = try XCTUnwrap(storer)
-      child.arguments = [cache.path, "key", library.path, "40"]
+      child.arguments = [cache.path, "key", library.path, "20"]
       try child.run()
       return child
     }
