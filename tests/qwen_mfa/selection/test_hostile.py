@@ -245,6 +245,7 @@ def test_a_forked_child_holds_no_locks(tmp_path: Path) -> None:
     """Neither what other threads held, nor the right to measure."""
     code = f"""
 import os, pathlib, signal, threading
+from qwen_mfa.kernels.metal import device, execute
 from qwen_mfa.native import library
 from qwen_mfa.selection import decisions
 from qwen_mfa.selection.store import Store
@@ -252,7 +253,7 @@ place = pathlib.Path({str(tmp_path)!r})
 kept = Store(place, {ENVIRONMENT!r})
 inside, done = threading.Event(), threading.Event()
 def hold():
-    with kept._lock, library._lock, decisions._lock:
+    with kept._lock, library._lock, decisions._lock, device._lock, execute._lock:
         inside.set()
         done.wait()
 threading.Thread(target=hold, daemon=True).start()
@@ -264,7 +265,8 @@ with kept.measuring(1):
         kept.put("b", {{"n": 2}})
         library.load()
         decisions.opened()
-        with Store(place, {ENVIRONMENT!r}).measuring(0.1) as mine:
+        device.checks()
+        with execute._lock, Store(place, {ENVIRONMENT!r}).measuring(0.1) as mine:
             os._exit(1 if mine else 0)
     assert os.waitpid(child, 0)[1] == 0
 with kept.measuring(1):

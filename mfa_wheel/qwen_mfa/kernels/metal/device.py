@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from qwen_mfa import forks
 from qwen_mfa.errors import LibraryError
 from qwen_mfa.kernels.metal import dlpack, system
 from qwen_mfa.native import library
@@ -64,7 +64,7 @@ class Gpu:
     family: int
 
 
-_lock = threading.Lock()
+_lock = forks.lock()
 _checks: tuple[Check, ...] | None = None
 
 

@@ -6,13 +6,13 @@ into them, and MLX ends them when it likes.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from qwen_mfa import forks
 from qwen_mfa.errors import MetalError, NativeError
 from qwen_mfa.kernels import mlx
 from qwen_mfa.kernels.metal import device, dlpack, masks, shaders
@@ -34,7 +34,7 @@ _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16
 
 # The library locks neither its pipelines nor its scratch memory for masks, has one context for the
 # whole process, and cffi releases the GIL: one call at a time, from encoding to completion.
-_lock = threading.Lock()
+_lock = forks.lock()
 
 
 @dataclass(frozen=True, kw_only=True)
