@@ -1,17 +1,9 @@
-"""The miniature's attention kernel, run by software Metal on one case, in a child process.
-
-``python -m tests.software_metal.attention < request.json`` prints the largest error against float64
-and what the memory checker found; it ends as a kernel's mistake ends it.
-"""
+"""The miniature's attention kernel, run by software Metal on one case: error and findings."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import sys
-import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from math import log2
 from pathlib import Path
 from typing import Any
@@ -173,17 +165,3 @@ def _exact(
         scores = np.where(np.triu(np.ones(scores.shape[-2:], bool), 1), -np.inf, scores)
     weights = np.exp2((scores - scores.max(-1, keepdims=True)) * case.head_dim**-0.5 * log2(np.e))
     return np.asarray((weights / weights.sum(-1, keepdims=True)) @ v)
-
-
-def main() -> None:
-    """Run the request on standard input."""
-    request = json.loads(sys.stdin.read())
-    case = replace(Case(), **request["case"])
-    with tempfile.TemporaryDirectory() as folder:
-        findings = Path(folder, "findings")
-        os.environ["SOFTWARE_METAL_FINDINGS"] = str(findings)
-        sys.stdout.write(json.dumps(asdict(perform(case, request["source"], findings))))
-
-
-if __name__ == "__main__":
-    main()

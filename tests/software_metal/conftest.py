@@ -7,8 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,7 +16,7 @@ from build_tools.support.paths import ROOT
 from tests.software_metal.attention import Case, Outcome, source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -33,23 +33,58 @@ def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def attend(kernel_cache: Path) -> Callable[..., Outcome]:
-    """Run a case in a process of its own; its end raises `subprocess.CalledProcessError`."""
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a kernel's process ended.
 
-    def run(case: Case, text: str | None = None, **env: str) -> Outcome:
-        request = {"case": asdict(case), "source": text or source(case)}
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.software_metal.attention"],
-            cwd=ROOT,
-            env=os.environ | {"SOFTWARE_METAL_CACHE": str(kernel_cache)} | env,
-            input=json.dumps(request),
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        found = json.loads(done.stdout)
-        return Outcome(error=found["error"], same=found["same"], findings=tuple(found["findings"]))
+    Attributes:
+        status: Exit status, or less than zero: the signal.
+        said: What it wrote to standard error.
+        answer: What it computed.
+
+    """
+
+    status: int
+    said: str
+    answer: Any
+
+
+@pytest.fixture(scope="session")
+def apart(kernel_cache: Path) -> Iterator[Callable[[dict[str, Any]], Ended]]:
+    """Run a request of `tests.software_metal.apart` in a process of its own."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.software_metal.apart"],
+        cwd=ROOT,
+        env=os.environ | {"SOFTWARE_METAL_CACHE": str(kernel_cache), "OPENBLAS_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        requests, answers = server.stdin, server.stdout
+
+        def run(request: dict[str, Any]) -> Ended:
+            print(json.dumps(request), file=requests, flush=True)
+            return Ended(**json.loads(answers.readline()))
+
+        yield run
+        requests.close()
+
+
+class Ends(Exception):  # noqa: N818 - not a mistake of the test
+    """A kernel ended its process; the message is what it said."""
+
+
+@pytest.fixture
+def attend(apart: Callable[[dict[str, Any]], Ended]) -> Callable[..., Outcome]:
+    """Run a case in a process of its own; its end raises `Ends`."""
+
+    def run(case: Case, text: str | None = None) -> Outcome:
+        ended = apart({"case": asdict(case), "source": text or source(case)})
+        if ended.status != 0:
+            raise Ends(ended.said)
+        findings = tuple(ended.answer["findings"])
+        return Outcome(**{**ended.answer, "findings": findings})
 
     return run

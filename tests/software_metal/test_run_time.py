@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from build_tools.support.paths import ROOT
 from tests.software_metal.attention import Case, perform, source
+from tests.software_metal.conftest import Ends
+from tests.software_metal.simdgroup import HEAD, one_simdgroup
 from tests.standins.software_metal import host
 from tests.standins.software_metal.compile import HERE, CompileError
 
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.software_metal.attention import Outcome
+    from tests.software_metal.conftest import Ended
 
 pytestmark = pytest.mark.cpu
 
-HEAD = "#include <metal_stdlib>\nusing namespace metal;\n"
 PLACES = """
 kernel void places(
   device uint *out [[buffer(0)]], constant uint3 &grid [[buffer(1)]],
@@ -68,22 +69,6 @@ def _groups(threads: tuple[int, int, int], group: tuple[int, int, int]) -> np.nd
     counts = [-(-t // g) for t, g in zip(threads, group, strict=True)]
     x, y, z = (np.arange(t) // g for t, g in zip(threads, group, strict=True))
     return np.asarray(x[None, None] + counts[0] * (y[None, :, None] + counts[1] * z[:, None, None]))
-
-
-def one_simdgroup(body: str, *, lanes: int = 32) -> np.ndarray[Any, Any]:
-    out = np.zeros(lanes, np.float32)
-    text = f"""{HEAD}
-kernel void run(device float *out [[buffer(0)]], threadgroup float *shared [[threadgroup(3)]],
-  ushort lane [[thread_index_in_simdgroup]], ushort simdgroup [[simdgroup_index_in_threadgroup]],
-  uint at [[thread_position_in_grid]]) {{ {body} }}"""
-    host.load(text).dispatch(
-        "run",
-        {0: host.Bound(array=out)},
-        threads=(lanes, 1, 1),
-        group=(lanes, 1, 1),
-        threadgroup_bytes={3: 512},
-    )
-    return out
 
 
 def test_what_lanes_exchange() -> None:
@@ -134,31 +119,19 @@ ENDS = {
 }
 
 
-RUN_ONE = """
-import sys
-from tests.software_metal.test_run_time import host, one_simdgroup
-host.use(sys.argv[2])
-one_simdgroup(sys.argv[1], lanes=64)
-"""
-
-
 @pytest.mark.parametrize("schedule", ["forward", "reversed", "shuffled:3"])
 @pytest.mark.parametrize("name", ENDS)
-def test_what_metal_leaves_undefined_ends_the_process(name: str, schedule: str) -> None:
+def test_what_metal_leaves_undefined_ends_the_process(
+    name: str, schedule: str, apart: Callable[[dict[str, Any]], Ended]
+) -> None:
     body, told = ENDS[name]
-    done = subprocess.run(
-        [
-            sys.executable, "-c",
-            RUN_ONE, body, schedule,
-        ],
-        cwd=ROOT, check=False, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode < 0
+    ended = apart({"body": body, "schedule": schedule, "lanes": 64})
+    assert ended.status < 0
     # Which of two lanes that miss each other speaks depends on who comes first.
     others = ["divergence: ", "never reach"] if schedule != "forward" else []
-    assert any(sentence in done.stderr for sentence in (told, *others)), done.stderr
-    assert "simdgroup " in done.stderr
-    assert "lane " in done.stderr
+    assert any(sentence in ended.said for sentence in (told, *others)), ended.said
+    assert "simdgroup " in ended.said
+    assert "lane " in ended.said
 
 
 def test_function_constants() -> None:
@@ -210,9 +183,8 @@ def test_ten_schedules_give_the_same_bits(variant: str, attend: Callable[..., Ou
 
 
 def test_a_schedule_that_is_none_is_refused(attend: Callable[..., Outcome]) -> None:
-    with pytest.raises(subprocess.CalledProcessError) as caught:
+    with pytest.raises(Ends, match="SOFTWARE_METAL_SCHEDULE=sideways is none of"):
         attend(Case(schedules=("sideways",)))
-    assert "SOFTWARE_METAL_SCHEDULE=sideways is none of" in caught.value.stderr
 
 
 def test_both_variants_give_the_same_bits(tmp_path: Path) -> None:
