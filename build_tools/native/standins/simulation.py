@@ -1,7 +1,7 @@
-"""The built library with its kernels executed: recorded sources, and the package's validation.
+"""The built library with its kernels executed: every recorded source, against float64.
 
-Between a call and its result lies everything that a Mac has, but for Apple's own parts: upstream's
-Swift with our overlay, the Metal sources that it writes, and software Metal in the place of a GPU.
+Between a call and its result lies what a Mac has, but for Apple's own parts: upstream's Swift with
+our overlay, the Metal sources that it writes, and software Metal in the place of a GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from build_tools.native.standins import Standins
 
 COMPILER = ROOT / "tests" / "standins" / "software_metal" / "compile.py"
-PYOBJC = ROOT / "tests" / "standins" / "metal" / "site"
 FAMILIES, VARIANTS = (8, 9), ("upstream", "plain")
 # Lengths Sq and Skv for each of the two masking strategies; none is a multiple of a block.
 LENGTHS = ((57, 57), (37, 91), (37, 523), (523, 45))
@@ -47,6 +46,7 @@ KNOWN_BEHIND = {
     "ordered by a barrier for other memory only: write of buffer 3": "O behind the last row",
 }
 ROWS = 64  # a multiple of every block of rows
+QWEN_IMAGE_TOKENS = 1124  # 512 squared with a prompt of 100 tokens
 TIMEOUT = 3600
 
 
@@ -90,8 +90,8 @@ class Simulator:
     """Runs cases against one built library."""
 
     def __init__(self, library: Path, standins: Standins, *, cache: Path) -> None:
-        self._library = library
-        self._standins = standins
+        self.library = library
+        self.standins = standins
         self._cache = cache
 
     def environment(self, family: int, variant: str, *, check: bool = False) -> dict[str, str]:
@@ -99,9 +99,9 @@ class Simulator:
         return os.environ | {
             "METAL_STANDIN_COMPILER": str(COMPILER),
             "METAL_STANDIN_FAMILY": str(family),
-            "METAL_STANDIN_LIBRARY": str(self._standins.library),
+            "METAL_STANDIN_LIBRARY": str(self.standins.library),
             "QWEN_MFA_SHADER_VARIANT": variant,
-            "QWEN_MFA_LIBRARY": str(self._library),
+            "QWEN_MFA_LIBRARY": str(self.library),
             "QWEN_MFA_CACHE_DIR": str(self._cache / "package"),
             "SOFTWARE_METAL_CACHE": str(self._cache / "kernels"),
             "SOFTWARE_METAL_CHECK": "1" if check else "",
@@ -127,7 +127,7 @@ class Simulator:
     def _answers(self, cases: list[Case], env: Mapping[str, str]) -> list[dict[str, Any]]:
         module = "build_tools.native.standins.simulating"
         done = subprocess.run(
-            [sys.executable, "-m", module, str(self._library), str(self._standins.library)],
+            [sys.executable, "-m", module, str(self.library), str(self.standins.library)],
             cwd=ROOT, env=dict(env), input=json.dumps([asdict(case) for case in cases]),
             check=False, capture_output=True, text=True, timeout=TIMEOUT,
         )  # fmt: skip
@@ -137,35 +137,6 @@ class Simulator:
             msg = f"{at} ended its process ({done.returncode}):\n{done.stderr[-2000:]}"
             raise BuildError(msg)
         return [json.loads(line) for line in lines]
-
-    def validation(self, family: int, variant: str, *, quick: bool) -> dict[str, Any]:
-        """Run the installed package's own validation of the Metal engine over this library.
-
-        From `qwen_mfa` down everything is real but PyObjC and MLX's Metal buffers, which have
-        stand-ins (tests/standins/metal).
-
-        Raises:
-            BuildError: The validation's process ended before its time.
-
-        """
-        env = self.environment(family, variant) | {
-            "QWEN_MFA_METAL_STANDIN": str(ROOT),
-            "PYTHONPATH": str(PYOBJC),
-        }
-        done = subprocess.run(
-            [
-                *[sys.executable, "-m", "qwen_mfa.cli.metal_sections", "validation"],
-                *["--quick"] * quick,
-            ],
-            env=env, check=False, capture_output=True, text=True, timeout=TIMEOUT,
-        )  # fmt: skip
-        for line in reversed(done.stdout.splitlines()):
-            _, found, text = line.partition("qwen-mfa section: ")
-            if found:
-                section: dict[str, Any] = json.loads(text)
-                return section
-        msg = f"the package's validation ended ({done.returncode}):\n{done.stderr[-2000:]}"
-        raise BuildError(msg)
 
 
 def _judge(case: Case, answer: dict[str, Any]) -> Result:
@@ -244,8 +215,8 @@ def qwen_image_cases(heads: int) -> list[Case]:
     return [
         Case(
             family=family, input="bf16", intermediate="fp32", variant="plain",
-            length_q=1124, length_kv=1124, mask="padding", layout="interleaved", batch=1,
-            heads=heads,
+            length_q=QWEN_IMAGE_TOKENS, length_kv=QWEN_IMAGE_TOKENS, mask="padding",
+            layout="interleaved", batch=1, heads=heads,
         )
         for family in FAMILIES
     ]  # fmt: skip

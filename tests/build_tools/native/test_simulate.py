@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import subprocess
 import sys
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from filelock import FileLock
 
 from build_tools.commands import simulate as command
 from build_tools.native import typecheck
-from build_tools.native.standins import Standins, simulation
+from build_tools.native.standins import Standins, simulated_package, simulation
+from build_tools.native.standins.simulated_package import ALLOWED, Package
 from build_tools.native.standins.simulation import Case, Result, Simulator, different_bits
 from build_tools.source import fetch, overlay, remotes
 from build_tools.source import lock as locks
@@ -23,6 +24,7 @@ from build_tools.support.paths import ROOT
 from tests.standins.upstream.repositories import write_overlay
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.standins.upstream.repositories import Upstream
@@ -85,50 +87,30 @@ def test_the_checker_finds_nothing_and_schedules_change_nothing(simulator: Simul
 
 
 @pytest.mark.parametrize(("family", "variant"), [(8, "upstream"), (9, "plain")])
-def test_the_package_proves_its_engine_over_it(
-    family: int, variant: str, simulator: Simulator
+def test_the_package_tests_itself_over_it(
+    family: int, variant: str, simulator: Simulator, tmp_path: Path
 ) -> None:
-    section = simulator.validation(family, variant, quick=True)
-    assert section["failures"] == []
-    assert len(section["validations"]) > 20
+    report = Package(simulator, family, variant).selftest(tmp_path)
+    assert (report["result"], report["reasons"]) == ("passed", [])
+    section = report["sections"]["validation"]
+    assert len(section["validations"]) == 40
     assert {validation["kernel"] for validation in section["validations"]} == {"metal", "metal-low"}
+    assert all(0 < validation["margin"] <= 1 for validation in section["validations"])
     origins = section["origins"]
     assert {o["variant"] for o in origins if o["options"]} <= {variant, "upstream"}
     assert all(o["options"].startswith("language=3.2 math=relaxed") for o in origins)
+    assert report["sections"]["leak"]["calls"] == 300
 
 
-PUBLIC = """
-import mlx.core as mx
-import qwen_mfa
-from qwen_mfa.validation.inputs import draw
-from qwen_mfa.cli.metal_sections import problem
-
-drawn = draw(problem(40, 40, dim=16, heads=3, mask="bool"))
-call = drawn.call
-got = qwen_mfa.scaled_dot_product_attention(
-    call.q, call.k, call.v, scale=call.scale, mask=call.mask
-)
-wide = [x.astype(mx.float32) for x in (call.q, call.k, call.v)]
-expected = mx.fast.scaled_dot_product_attention(*wide, scale=call.scale, mask=call.mask)
-import Metal
-assert Metal.library.standin_waits() > 0, "no command buffer was waited for"
-assert Metal.library.standin_misuses() == b"", Metal.library.standin_misuses()
-print(float(mx.abs(got.astype(mx.float32) - expected).max()))
-"""
+def test_qwen_image_s_shape_from_the_public_function_to_the_result(simulator: Simulator) -> None:
+    found = Package(simulator, 9, "plain").attend(simulation.QWEN_IMAGE_TOKENS, 1)
+    assert found["waits"] > 0, "no command buffer was waited for"
+    assert found["misuses"] == []
+    assert 0 < found["error"] <= ALLOWED
 
 
-def test_from_the_public_function_to_the_result(simulator: Simulator) -> None:
-    env = simulator.environment(9, "plain") | {
-        "QWEN_MFA_METAL_STANDIN": str(ROOT),
-        "PYTHONPATH": str(simulation.PYOBJC),
-        "QWEN_MFA_BACKEND": "metal",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PUBLIC], env=env, check=False, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert float(done.stdout.split()[-1]) < 2**-7  # bfloat16 results of size 1
+def test_golden_vectors_and_mistakes(simulator: Simulator) -> None:
+    assert Package(simulator, 9, "plain").tests() == ""
 
 
 def test_a_process_that_ends_is_told_with_its_case(simulator: Simulator) -> None:
@@ -168,6 +150,130 @@ def test_a_recorded_source_that_was_not_run(tmp_path: Path) -> None:
     record = tmp_path / "sources.json"
     record.write_text(json.dumps({"sources": [{"key": "k"}, {"key": "x"}]}), encoding="utf-8")
     assert command._not_run(record, [result()]) == ["the recorded source x was never run"]
+
+
+@pytest.fixture
+def command_line(
+    simulator: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., int]:
+    """Run the command over the miniature, with one case instead of hundreds."""
+    case = replace(SMALL, mask="causal", length_q=37)
+    both = [case, replace(case, variant="upstream")]
+    # `origins` of a process list each source that it asked for.
+    (ran,) = {key for result in simulator.run(both[:1]) for key in result.keys}
+    sources = tmp_path / "sources.json"
+    sources.write_text(json.dumps({"sources": [{"key": ran}]}), encoding="utf-8")
+    monkeypatch.setattr(fetch, "obtain", lambda *_, **__: None)
+    built = (simulator.library, simulator.standins)
+    monkeypatch.setattr(typecheck, "compile_tree", lambda *_, **__: built)
+    for name in ("numeric_cases", "scheduled_cases"):
+        monkeypatch.setattr(simulation, name, lambda: both)
+    monkeypatch.setattr(simulation, "checked_cases", lambda: [case])
+    monkeypatch.setattr(simulation, "qwen_image_cases", lambda _: [])
+
+    def run(*words: str) -> int:
+        parser = argparse.ArgumentParser()
+        command.configure(parser)
+        where = ["--work", str(tmp_path / "work"), "--sources", str(sources)]
+        return command.run(parser.parse_args([*where, *words]))
+
+    return run
+
+
+FAULTY = """#!{python}
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.standins.software_metal import compile
+place = Path(sys.argv[1])
+place.write_text(place.read_text().replace({anchor!r}, {replacement!r}))
+sys.exit(compile.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("anchor", "replacement", "told"),
+    [
+        ("", "", ""),
+        ("column > row", "column >= row", "allowed is 3e-06"),
+        ("threadgroup_barrier(mem_flags::mem_threadgroup); // keys are here", "",
+         "race between simdgroups"),
+    ],
+    ids=["no fault", "a bound off by one", "a barrier removed"],
+)  # fmt: skip
+def test_the_command_says_what_disagrees(
+    command_line: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], anchor: str, replacement: str, told: str,
+) -> None:  # fmt: skip
+    compiler = tmp_path / "compile"
+    compiler.write_text(
+        FAULTY.format(
+            python=sys.executable, root=str(ROOT), anchor=anchor or "\0", replacement=replacement
+        ),
+        encoding="utf-8",
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setattr(simulation, "COMPILER", compiler)
+    assert command_line("--no-package") == (1 if told else 0)
+    said = capsys.readouterr().out
+    assert ("DISAGREES" in said) == bool(told)
+    assert told in said.replace("\n", " ")
+
+
+class Canned:
+    """A package that answers what a test says."""
+
+    answers: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def selftest(self, _: Path) -> Any:
+        return self.answers["selftest"]
+
+    def validation(self) -> Any:
+        return self.answers["validation"]
+
+    def tests(self) -> Any:
+        return self.answers["tests"]
+
+    def attend(self, *_: object) -> Any:
+        return self.answers["attend"]
+
+
+WELL: dict[str, Any] = {
+    "selftest": {"reasons": [], "sections": {"validation": {"validations": [
+        {"ok": True, "margin": 0.5}]}}},
+    "validation": {"validations": [{"ok": True, "margin": 0.5}], "failures": []},
+    "tests": "",
+    "attend": {"error": 1e-3, "seconds": 1.0, "waits": 2, "misuses": []},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ({}, None),
+        ({"selftest": {"reasons": ["leak: much"], "sections": {}}}, "leak: much"),
+        ({"selftest": {"reasons": [], "sections": {}}}, "nothing was validated"),
+        ({"validation": {"validations": [{"ok": False, "margin": 3.0}], "failures": ["bad"]}},
+         "bad"),
+        ({"tests": "1 failed"}, "1 failed"),
+        ({"attend": WELL["attend"] | {"error": float("nan")}}, "nan"),
+        ({"attend": WELL["attend"] | {"error": 0.1}}, "0.1"),
+        ({"attend": WELL["attend"] | {"waits": 0}}, "'waits': 0"),
+        ({"attend": WELL["attend"] | {"misuses": ["committed twice"]}}, "committed twice"),
+    ],
+)  # fmt: skip
+def test_what_the_package_finds_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answers: dict[str, Any], told: str | None
+) -> None:
+    monkeypatch.setattr(Canned, "answers", WELL | answers)
+    monkeypatch.setattr(simulated_package, "Package", Canned)
+    simulator: Any = None
+    wrong = command._package(simulator, tmp_path, heads=1, full=True)
+    assert bool(wrong) == bool(told)
+    assert told is None or told in wrong[0]
 
 
 def test_cases_reach_every_class() -> None:

@@ -85,7 +85,7 @@ MISTAKES = {
         {"a committed command buffer was never waited for", WRONG},
     ),
     "no autorelease pool": (
-        [("execute", (POOL, POOL.replace("objc.autorelease_pool()", "threading.Lock()")))],
+        [("execute", (POOL, POOL.replace("objc.autorelease_pool()", "forks.lock()")))],
         {
             "a command buffer was made without an autorelease pool",
             "a call without an autorelease pool",
@@ -159,8 +159,16 @@ def probe(name: str) -> Call:
 
 @pytest.mark.parametrize("name", list(MISTAKES))
 def test_a_mistake_is_caught(mac: StandinMac, alter: Callable[..., None], name: str) -> None:
-    changes, expected = MISTAKES[name]
+    _, expected = MISTAKES[name]
     assert outcome(mac, probe(name)) == set(), "all is well before"
+    make(name, alter)
+    found = outcome(mac, probe(name))
+    assert expected <= found
+
+
+def make(name: str, alter: Callable[..., None]) -> None:
+    """Make mistake ``name`` in the package's code."""
+    changes, _ = MISTAKES[name]
     execute.reset()
     by_module: dict[str, list[tuple[str, str]]] = {}
     for module, *replacements in changes:
@@ -169,8 +177,6 @@ def test_a_mistake_is_caught(mac: StandinMac, alter: Callable[..., None], name: 
         alter(module, *replacements)
     if "limits" in by_module:
         alter("execute")  # which has imported the table by name
-    found = outcome(mac, probe(name))
-    assert expected <= found
 
 
 def test_causal_with_other_lengths_would_be_wrong(mac: StandinMac) -> None:

@@ -70,12 +70,12 @@ public func standinBuffer(_ pointer: UnsafeMutableRawPointer, _ length: Int)
   return made
 }
 
+/// Objects are never freed, so that a use after release is seen and is no accident.
 @_cdecl("standin_buffer_release")
 public func standinBufferRelease(_ object: UnsafeMutableRawPointer) {
   lock.withLock { _ = borrowed.remove(object) }
-  let buffer = Unmanaged<AnyObject>.fromOpaque(object)
-  (buffer.takeUnretainedValue() as? StandinBuffer)?.isReleased = true
-  buffer.release()
+  let buffer = Unmanaged<AnyObject>.fromOpaque(object).takeUnretainedValue()
+  (buffer as? StandinBuffer)?.isReleased = true
 }
 
 @_cdecl("standin_is_buffer")

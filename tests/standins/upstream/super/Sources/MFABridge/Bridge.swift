@@ -48,6 +48,9 @@ public func mfa_attention_encode_mtl(
     let q = operand(q, qOffset, qStrides), let k = operand(k, kOffset, kStrides),
     let v = operand(v, vOffset, vStrides), let out = operand(out, outOffset, nil)
   else { return 1 }
+  // Upstream divides by it, and has masks of bytes, too.
+  precondition(headDim > 0)
+  if maskType == 1 { return 1 }
   let state = Unmanaged<Context>.fromOpaque(context).takeUnretainedValue()
   guard
     let commands = Unmanaged<AnyObject>.fromOpaque(commandBuffer).takeUnretainedValue()
