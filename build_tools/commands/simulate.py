@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     for text in found:
         say(f"checker: {text} ({known.get(text, 'NOT KNOWN')})")
     if not args.no_package:
-        wrong += _package(simulator, work, heads=args.heads, full=args.full)
+        wrong += _package(simulator, args.work.resolve(), heads=args.heads, full=args.full)
     for text in wrong[:_SHOWN]:
         stdout.print(f"DISAGREES: {text}", markup=False)
     count = len(numbers) + len(checked) + len(scheduled) + len(whole)
