@@ -60,7 +60,15 @@ kernel void attention(
   tile<float> o[D / 8];
 #if APPLE9
   for (ushort d = 0; d < D / 8; d++) {
-    vec<ELEMENT, 2> pair = *(const device vec<ELEMENT, 2> *)(Q + safe * Q_row + d * 8 + at.x);
+    // Pairs where rows are an even number of elements apart, as upstream.
+    const device ELEMENT *from = (Q + safe * Q_row + d * 8 + at.x);
+    vec<ELEMENT, 2> pair;
+    if (Q_row % 2 == 0) {
+      pair = *(const device vec<ELEMENT, 2> *)from;
+    } else {
+      pair[0] = from[0];
+      pair[1] = from[1];
+    }
     *(q[d].elements()) = vec<float, 2>(pair);
   }
 #else
