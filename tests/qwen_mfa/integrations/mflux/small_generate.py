@@ -5,6 +5,8 @@ Everything else (arguments, schedule, guidance, steps, writing the picture) is m
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def load(args: argparse.Namespace) -> qwen_image.QwenImage:
-    return pipeline(transformer())
+    image = pipeline(transformer())
+    # A picture of each step goes there by itself.
+    image.vae = SimpleNamespace(decode=partial(decode, None))
+    return image
 
 
 def decode(vae: None, latent: mx.array, tiling_config: None = None) -> mx.array:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from qwen_mfa.cli import main
-from qwen_mfa.cli.bench import pipeline, step
+from qwen_mfa.cli.bench import pipeline, rounds, step
 from qwen_mfa.integrations import mflux
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.cpu
@@ -45,6 +47,26 @@ def test_operations_are_those_of_the_products() -> None:
     size = step.parse("64,100")
     assert pipeline.operations(size, 60, passes=2) == pytest.approx(1.38e14, rel=0.01)
     assert pipeline.operations(size, 60, passes=1) == pytest.approx(0.70e14, rel=0.01)
+
+
+def test_switching_on_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users switch the integration on once, and it takes as long as part of a short step."""
+    now = [0.0]
+    monkeypatch.setattr(rounds.time, "perf_counter", lambda: now[0])
+
+    def spend(seconds: float) -> None:
+        now[0] += seconds
+
+    @contextmanager
+    def within(_: str) -> Iterator[None]:
+        spend(100)
+        yield
+        spend(100)
+
+    steps = {"once": lambda: spend(1), "often": lambda: spend(2)}
+    options: dict[str, Any] = {"rounds": 2, "repeats": {"often": 3}, "within": within}
+    *_, found = rounds.interleaved(steps, **options)
+    assert found.times == {"once": [1, 1], "often": [2, 2]}
 
 
 def test_unknown_ways() -> None:

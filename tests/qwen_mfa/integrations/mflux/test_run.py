@@ -86,9 +86,10 @@ def test_generating_a_picture_with_mflux_command(tmp_path: Path) -> None:
 
 
 def test_the_line_tells_what_was_done_around_attention(tmp_path: Path) -> None:
-    """Guidance 1 as with Lightning adapters, blocks compiled, with mflux's --low-ram."""
+    """Guidance 1 as with Lightning adapters, blocks compiled, --low-ram, a picture of each step."""
     words = ["--prompt", "a cat", "--negative-prompt", "a dog", "--steps", "2", "--guidance", "1"]
     words += ["--height", "128", "--width", "128", "--low-ram", "--output", str(tmp_path / "x.png")]
+    words += ["--stepwise-image-output-dir", str(tmp_path / "steps")]
     report = tmp_path / "report.json"
     done = run("-m", SMALL, *words, options=["--json", str(report), "--fused-blocks", "on"])
     assert done.returncode == 0, done.stderr
@@ -98,6 +99,7 @@ def test_the_line_tells_what_was_done_around_attention(tmp_path: Path) -> None:
     written = json.loads(report.read_text(encoding="utf-8"))
     assert written["parts"]["fused blocks"] == {"fused": 5, "validated": 1}
     assert written["integration"]["options"]["fused_blocks"] == "on"
+    assert len(list((tmp_path / "steps").glob("*step*.png"))) == 3  # before, and after each
 
 
 def test_console_script_of_this_environment() -> None:

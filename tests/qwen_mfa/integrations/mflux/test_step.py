@@ -224,6 +224,35 @@ def test_what_bfloat16_would_take_is_measured_on_a_block() -> None:
         assert (gain is not None and gain > 0) == measured
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_reference_of_quantised_blocks_has_plain_weights(bits: int) -> None:
+    """MLX compiles quantised products for each dtype: none is compiled for the reference alone."""
+    block = QwenTransformerBlock(dim=DIM, num_heads=HEADS, head_dim=128)
+    block.set_dtype(mx.bfloat16)
+    nn.quantize(block, bits=bits)
+    block.attn.to_q = LoRALinear.from_linear(block.attn.to_q, r=4, scale=0.5)
+    wide = skeleton.copy(block)
+    skeleton.fill(wide, block, iter([trial_module._widened(x) for x in skeleton.read(block)[0]]))
+    x = draw(2, 1, TOKENS, DIM)
+    expected = [wide.img_ff(x), wide.attn.to_q(x), wide.attn.attn_to_out[0](x)]
+    trial_module._dequantise(wide)
+    assert not any(x.dtype == mx.uint32 for x in skeleton.read(wide)[0])
+    assert any(x.dtype == mx.uint32 for x in skeleton.read(block)[0]), "the host's was changed"
+    found = [wide.img_ff(x), wide.attn.to_q(x), wide.attn.attn_to_out[0](x)]
+    assert max(map(relative, found, expected)) <= FLOAT32
+
+
+def test_advice_alone_compiles_no_quantised_products() -> None:
+    """On a GPU each precision's take many seconds; a picture that does not pay for them waits."""
+    model = transformer(mx.bfloat16)
+    nn.quantize(model.transformer_blocks[0], bits=8)
+    model.transformer_blocks = model.transformer_blocks[:1]
+    with mflux.enabled(**NOTHING | {"fused_blocks": "auto"}):
+        mx.eval(predict(model, draw(6, 1, TOKENS, CHANNELS), text_mask(20)))
+        assert "have not earned yet" in mflux.status().blocks[0]
+        assert mflux.status().bfloat16 is None
+
+
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
 def test_a_wrong_cut_is_found_out(monkeypatch: pytest.MonkeyPatch, dtype: mx.Dtype) -> None:
     """A seeded fault in what the second half gets from attention."""
