@@ -81,6 +81,7 @@ PACKAGE_FILES = {
     "integrations/mflux/passes.py",
     "integrations/mflux/qwen_step.py",
     "integrations/mflux/records.py",
+    "integrations/mflux/kinds.py",
     "integrations/mflux/skeleton.py",
     "integrations/mflux/steps.py",
     "integrations/mflux/together.py",

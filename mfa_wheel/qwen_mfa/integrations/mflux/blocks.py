@@ -1,4 +1,4 @@
-"""Qwen-Image's block in mflux: the host's own, or cut at its attention where that is faster.
+"""A block of mflux: the host's own, or cut at its attention where that is faster.
 
 For each device, structure, dtype and class of sizes, the first call compares the cut block with
 the host's own (see `trial`); the next ones run either in turn, timed in pairs. All of them give
@@ -16,8 +16,9 @@ import mlx.core as mx
 from qwen_mfa import telemetry
 from qwen_mfa.integrations.mflux import modulation, skeleton
 from qwen_mfa.integrations.mflux.cut import CutError, Halves
+from qwen_mfa.integrations.mflux.kinds import QWEN
+from qwen_mfa.integrations.mflux.mask import hides_nothing
 from qwen_mfa.integrations.mflux.records import Record
-from qwen_mfa.integrations.mflux.tracing import Opaque
 from qwen_mfa.integrations.mflux.trial import Trial
 
 if TYPE_CHECKING:
@@ -25,17 +26,12 @@ if TYPE_CHECKING:
 
     from mlx import nn
 
+    from qwen_mfa.integrations.mflux.kinds import Kind
     from qwen_mfa.integrations.mflux.options import Options
 
 PART = "fused blocks"
 MAX_STRUCTURES = 16
 MAX_PLANS = 64
-_MASK, _NUMBER = Opaque("encoder_hidden_states_mask"), Opaque("block_idx")
-_HANDED_ON = {"encoder_hidden_states_mask": _MASK, "block_idx": _NUMBER, **modulation.TOKENS}
-NAMES = (
-    *("hidden_states", "encoder_hidden_states", "encoder_hidden_states_mask", "text_embeddings"),
-    *("image_rotary_emb", "block_idx", "cond_embeddings", "is_cond_token"),
-)
 
 
 @dataclass(kw_only=True)
@@ -48,24 +44,28 @@ class Plan:
 
 
 class Blocks:
-    """Stands behind ``QwenTransformerBlock.__call__``; one for each time the integration is on."""
+    """Stands behind the ``__call__`` of a class of blocks, each time the integration is on."""
 
-    def __init__(self, original: Callable[..., Any], options: Options) -> None:
-        """Stand for ``original``, the host's method."""
+    def __init__(self, original: Callable[..., Any], options: Options, kind: Kind = QWEN) -> None:
+        """Stand for ``original``, the host's method of ``kind``."""
         self.original = original
         self.options = options
+        self.kind = kind
+        self._handed_on = {**kind.handed_on, **(modulation.TOKENS if kind.modulated else {})}
         self._lock = threading.RLock()
         self._structures: list[skeleton.Structure] = []
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._trials: dict[tuple[object, ...], Trial] = {}
-        # How many of them the picture under way still has to run; the passes say so.
-        self.ahead = 0
+        # How many of them the picture under way still has to run: Qwen-Image's passes say so.
+        self.ahead = kind.ahead
+        self._runs = 0
 
     def method(self) -> Callable[..., Any]:
         """Return what is put in the class."""
+        kind = self.kind
 
         def __call__(block: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-            return self.run(block, {**dict(zip(NAMES, args, strict=False)), **kwargs})
+            return self.run(block, {**dict(zip(kind.names, args, strict=False)), **kwargs})
 
         return __call__
 
@@ -83,9 +83,15 @@ class Blocks:
 
     def run(self, block: nn.Module, arguments: dict[str, Any]) -> Any:
         """Compute the block: text and image ``[B, S, dim]``, as the host's returns them."""
-        modulation.show(arguments)
+        if self.kind.modulated:
+            modulation.show(arguments)
+        else:
+            self._count()
         plan, parameters = None, None
         if self.options.fused_blocks != "off":
+            arguments |= {
+                name: None for name in self.kind.masks if hides_nothing(arguments.get(name))
+            }
             parameters, structure = skeleton.read(block)
             plan = self._plan(structure, block, arguments)
         if plan is None:
@@ -115,7 +121,7 @@ class Blocks:
 
         ``change`` is applied to that modulation, for trials with other inputs.
         """
-        if not modulation.is_shared():
+        if not (self.kind.modulated and modulation.is_shared()):
             return self.original(block, **arguments)
         given = modulation.of(block, arguments)
         if change is not None:
@@ -144,30 +150,33 @@ class Blocks:
         """
         if parameters is None:
             parameters, _ = skeleton.read(block)
-        given = modulation.of(block, arguments)
-        text = arguments["encoder_hidden_states"].shape[1]
+        given = modulation.of(block, arguments) if self.kind.modulated else {}
 
-        def convert(q: mx.array, _k: mx.array) -> Any:
+        def convert(q: mx.array, _k: mx.array) -> Any:  # Qwen-Image's mask is handed on
             mask = arguments["encoder_hidden_states_mask"]
+            text = arguments["encoder_hidden_states"].shape[1]
             return block["attn"]._convert_mask_for_qwen(mask, q.shape[2], text)  # noqa: SLF001
 
-        inputs = {k: v for k, v in arguments.items() if k not in _HANDED_ON and v is not None}
+        inputs = {k: v for k, v in arguments.items() if k not in self._handed_on and v is not None}
         return plan.halves(parameters, given, inputs, convert)
 
     def _plan(
         self, structure: skeleton.Structure, block: nn.Module, arguments: dict[str, Any]
     ) -> Plan | None:
-        hidden, text = arguments["hidden_states"], arguments["encoder_hidden_states"]
+        streams = [arguments[name] for name in self.kind.streams]
+        hidden, text = streams[0], streams[-1]
         number = self._structure(structure)
         if number is None:
             return None
-        present = tuple(arguments.get(name) is not None for name in NAMES)
+        present = tuple(arguments.get(name) is not None for name in self.kind.names)
         device = mx.default_device().type
         kind = (number, hidden.dtype, text.dtype, present, device)
         key: tuple[object, ...] = (*kind, hidden.shape, text.shape)
         found = self._plans.get(key)
         if found is not None:
             return found
+        if not self._fits(arguments):
+            return None
         with self._lock:
             size = (hidden.shape[0], (hidden.shape[1] - 1).bit_length())
             # Whatever the first block of a step gets text in, most blocks get it as images.
@@ -177,17 +186,34 @@ class Blocks:
                 dtype = str(hidden.dtype).removeprefix("mlx.core.")
                 record = Record(block, (dtype, present), size)
                 title = f"{dtype}, up to {1 << size[1]} image tokens"
+                if self.kind.title:
+                    title = f"{self.kind.title}, {title}"
                 trial = Trial(self.options, title, record)
                 self._trials[wide] = trial
             static = {
-                name: None if value is None else _HANDED_ON[name]
+                name: None if value is None else self._handed_on[name]
                 for name, value in arguments.items()
-                if name in _HANDED_ON or value is None
+                if name in self._handed_on or value is None
             }
-            halves = Halves(self.original, block, modulation.stubs, static)
+            stubs = modulation.stubs if self.kind.modulated else _no_stubs
+            halves = Halves(self.original, block, stubs, static)
             if len(self._plans) >= MAX_PLANS:
                 self._plans.pop(next(iter(self._plans)))
             return self._plans.setdefault(key, Plan(halves=halves, trial=trial))
+
+    def _count(self) -> None:
+        """Take so many runs for another picture: what did not pay before may pay now."""
+        self._runs += 1
+        if self._runs % self.kind.ahead == 0:
+            self.begin(self.kind.ahead)
+
+    def _fits(self, arguments: dict[str, Any]) -> bool:
+        """Whether all that the block computes from is arrays (no cache of keys, for example)."""
+        return all(
+            name in self._handed_on or _is_arrays(value)
+            for name, value in arguments.items()
+            if value is not None
+        )
 
     def _structure(self, structure: skeleton.Structure) -> int | None:
         for number, known in enumerate(self._structures):
@@ -209,6 +235,16 @@ class Blocks:
         plan.validated = True
         plan.trial.record.keep_compiled(0.0)
         return True
+
+
+def _is_arrays(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_arrays, value))
+    return type(value) is mx.array
+
+
+def _no_stubs(_: dict[str, mx.array]) -> dict[str, Any]:
+    return {}
 
 
 def _start(result: Any) -> None:

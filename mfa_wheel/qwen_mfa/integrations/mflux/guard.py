@@ -15,12 +15,14 @@ from qwen_mfa.errors import HostError
 from qwen_mfa.integrations import patching
 from qwen_mfa.integrations.mflux.mask import remembering
 from qwen_mfa.integrations.mflux.modules import (
+    FLUX_ATTENTION,
     MODULES,
     QWEN21_ATTENTION,
     QWEN21_TRANSFORMER,
     QWEN_ATTENTION,
     SUPPORTED,
     SUPPORTED_TEXT,
+    Z_IMAGE_ATTENTION,
 )
 from qwen_mfa.integrations.mflux.steps import Step
 from qwen_mfa.integrations.mflux.tracing import attend
@@ -103,11 +105,12 @@ def seams_of(step: QwenStep) -> list[patching.Seam]:
             check_value=_is_mlx,
             replacement=_attention_of(module),
         )
-        for model in models
-        for module in MODULES[model]
+        # FLUX.2's blocks use FLUX's attention.
+        for module in dict.fromkeys(module for model in models for module in MODULES[model])
     ]
     if QWEN_ATTENTION in {seam.module for seam in found}:
         found += [_mask_seam(), *step.seams()]
+    found += step.seams_of_others()
     if QWEN21_ATTENTION in {seam.module for seam in found} and qwen21_steps != "graph":
         found += [
             _step_seam("_image_step_fn", "_image_forward", qwen21_steps),
@@ -117,8 +120,8 @@ def seams_of(step: QwenStep) -> list[patching.Seam]:
 
 
 def _attention_of(module: str) -> Callable[[Any], Any]:
-    # Blocks are traced in Qwen-Image's module alone.
-    found = attend if module == QWEN_ATTENTION else scaled_dot_product_attention
+    traced = (QWEN_ATTENTION, FLUX_ATTENTION, Z_IMAGE_ATTENTION)
+    found = attend if module in traced else scaled_dot_product_attention
     return lambda _: found
 
 

@@ -39,7 +39,7 @@ class Status:
         bound: Attributes that are replaced, as ``module:attribute``.
         waiting: Attributes of modules that are not imported yet.
         refused: Attributes that were left alone when their module was imported, with the reason.
-        blocks: What was found out about Qwen-Image's blocks, one class of them a line.
+        blocks: What was found out about blocks, one class of them a line.
         bfloat16: How many times as fast ``precision="bfloat16"`` makes a block, measured on one
             that mflux ran in float32 with bfloat16 weights; ``None`` where none was.
         options: All switches; ``None`` while the integration is off.
@@ -103,7 +103,7 @@ class _Integration:
                 raise HostError(msg)
 
     def status(self) -> Status:
-        trials = [] if self.step.blocks is None else self.step.blocks.trials()
+        trials = self.step.trials()
         gains = [x.bfloat16 for x in trials if not math.isnan(x.bfloat16)]
         return Status(
             enabled=True,

@@ -53,6 +53,14 @@ def remembering(original: Any) -> staticmethod[..., Any]:
     return staticmethod(converted)
 
 
+def hides_nothing(mask: Any) -> bool:
+    """Whether ``mask`` is boolean and all true; false for what cannot be looked at."""
+    if not isinstance(mask, mx.array) or mask.dtype != mx.bool_:
+        return False
+    key = _key(mask)
+    return key is not None and 0 not in cast("bytes", key[2])
+
+
 def _as_bool(additive: mx.array) -> mx.array:
     """Return where ``additive`` lets keys through, or itself if it does more than hide keys."""
     visible = additive == 0

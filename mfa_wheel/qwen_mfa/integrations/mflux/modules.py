@@ -11,6 +11,11 @@ QWEN_TRANSFORMER = "mflux.models.qwen.model.qwen_transformer.qwen_transformer"
 QWEN_IMAGE = "mflux.models.qwen.variants.txt2img.qwen_image"
 QWEN21_ATTENTION = "mflux.models.qwen21.model.qwen21_transformer.qwen21_attention"
 QWEN21_TRANSFORMER = "mflux.models.qwen21.model.qwen21_transformer.qwen21_transformer"
+FLUX_ATTENTION = "mflux.models.flux.model.flux_transformer.common.attention_utils"
+FLUX2_DOUBLE_BLOCK = "mflux.models.flux2.model.flux2_transformer.transformer_block"
+FLUX2_SINGLE_BLOCK = "mflux.models.flux2.model.flux2_transformer.single_transformer_block"
+Z_IMAGE_ATTENTION = "mflux.models.z_image.model.z_image_transformer.attention"
+Z_IMAGE_BLOCK = "mflux.models.z_image.model.z_image_transformer.transformer_block"
 
 # Qwen-Image and Qwen-Image Edit share "qwen"; text encoders and VAEs that mflux shares between
 # models are listed under their own names.
@@ -31,11 +36,11 @@ MODULES: dict[str, tuple[str, ...]] = {
     "fibo2": ("mflux.models.fibo2.model.fibo2_transformer.fibo2_attention",),
     "flux": (
         "mflux.models.flux.model.flux_text_encoder.clip_encoder.clip_sdpa_attention",
-        "mflux.models.flux.model.flux_transformer.common.attention_utils",
+        FLUX_ATTENTION,
         "mflux.models.flux.model.flux_vae.common.attention",
         "mflux.models.flux.model.siglip_vision_transformer.siglip_sdpa_attention",
     ),
-    "flux2": ("mflux.models.flux2.model.flux2_vae.common.attention",),
+    "flux2": (FLUX_ATTENTION, "mflux.models.flux2.model.flux2_vae.common.attention"),
     "ideogram4": (
         "mflux.models.ideogram4.model.ideogram4_text_encoder.attention",
         "mflux.models.ideogram4.model.ideogram4_transformer.attention",
@@ -47,7 +52,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "z_image": (
         "mflux.models.z_image.model.z_image_text_encoder.attention",
-        "mflux.models.z_image.model.z_image_transformer.attention",
+        Z_IMAGE_ATTENTION,
         "mflux.models.z_image.model.z_image_vae.common.attention",
     ),
 }

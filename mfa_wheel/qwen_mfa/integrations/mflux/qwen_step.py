@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from qwen_mfa.integrations import patching
-from qwen_mfa.integrations.mflux.blocks import NAMES as BLOCK_ARGUMENTS
 from qwen_mfa.integrations.mflux.blocks import Blocks
-from qwen_mfa.integrations.mflux.modules import QWEN_BLOCK, QWEN_IMAGE, QWEN_TRANSFORMER
+from qwen_mfa.integrations.mflux.kinds import OTHERS, QWEN
+from qwen_mfa.integrations.mflux.modules import QWEN_IMAGE, QWEN_TRANSFORMER
 from qwen_mfa.integrations.mflux.passes import NAMES as PASS_ARGUMENTS
 from qwen_mfa.integrations.mflux.passes import Passes
 from qwen_mfa.integrations.mflux.together import Together
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qwen_mfa.integrations.distributed.group import Team
+    from qwen_mfa.integrations.mflux.kinds import Kind
     from qwen_mfa.integrations.mflux.options import Options
+    from qwen_mfa.integrations.mflux.trial import Trial
 
 GUIDED = ("noise", "noise_negative", "guidance")
 
@@ -28,6 +31,7 @@ class QwenStep:
     Attributes:
         passes: A step's two passes.
         blocks: The blocks, once mflux's module is imported.
+        others: Those of other models, by class.
         together: What computes with other processes, if there are any.
 
     """
@@ -37,6 +41,7 @@ class QwenStep:
         self.options = options
         self.passes = Passes(options)
         self.blocks: Blocks | None = None
+        self.others: dict[str, Blocks] = {}
         self.together: Together | None = None
 
     def join(self, team: Team | None) -> None:
@@ -49,11 +54,10 @@ class QwenStep:
 
     def seams(self) -> list[patching.Seam]:
         """Return what is to be replaced."""
-        block = "img_mod_params = self.img_mod_linear(self.img_mod_silu(text_embeddings))"
         transformer = "timestep = QwenTransformer._compute_timestep(t, config)"
         guided = "noise = combined * (cond_norm / noise_norm)"
         return [
-            _method(QWEN_BLOCK, "QwenTransformerBlock", BLOCK_ARGUMENTS, block, self._bind_blocks),
+            _blocks(QWEN, self._bind_blocks),
             _method(
                 QWEN_TRANSFORMER,
                 "QwenTransformer",
@@ -72,11 +76,31 @@ class QwenStep:
             ),
         ]
 
+    def seams_of_others(self) -> list[patching.Seam]:
+        """Return what is to be replaced of other models: their blocks."""
+        chosen = [kind for model in self.options.models for kind in OTHERS.get(model, ())]
+        return [_blocks(kind, partial(self._bind_others, kind)) for kind in chosen]
+
+    def trials(self) -> list[Trial]:
+        """Return what was found out about blocks of all kinds."""
+        every = [*([] if self.blocks is None else [self.blocks]), *self.others.values()]
+        return [trial for blocks in every for trial in blocks.trials()]
+
+    def _bind_others(self, kind: Kind, original: Callable[..., Any]) -> Callable[..., Any]:
+        known = self.others.get(kind.owner)
+        if known is None or known.original is not original:
+            known = self.others[kind.owner] = Blocks(original, self.options, kind)
+        return known.method()
+
     def _bind_blocks(self, original: Callable[..., Any]) -> Callable[..., Any]:
         if self.blocks is None or self.blocks.original is not original:
             self.blocks = Blocks(original, self.options)
             self.passes.on_picture = self.blocks.begin
         return self.blocks.method()
+
+
+def _blocks(kind: Kind, replacement: Callable[[Any], Any]) -> patching.Seam:
+    return _method(kind.module, kind.owner, kind.names, kind.body, replacement)
 
 
 def _method(

@@ -37,8 +37,7 @@ def _read(item: Any, arrays: list[mx.array], structure: Structure) -> None:
     if isinstance(item, dict) and isinstance(item, nn.Module):
         for name, value in item.__dict__.items():
             if name != "_no_grad":
-                # Anything that is no plain value counts by its identity.
-                structure.append(value if type(value) in _SIMPLE else id(value))
+                structure.append(value if type(value) in _SIMPLE else _stands_for(value))
     for name, value in _children(item):
         structure.append(name)
         if type(value) is mx.array:
@@ -46,7 +45,23 @@ def _read(item: Any, arrays: list[mx.array], structure: Structure) -> None:
         elif isinstance(value, (dict, list, tuple)):
             _read(value, arrays, structure)
         else:
-            structure.append(value if type(value) in _SIMPLE else id(value))
+            structure.append(value if type(value) in _SIMPLE else _stands_for(value))
+
+
+def _stands_for(value: Any) -> Any:
+    """Return what must be equal for two values that are no plain ones to be the same setting.
+
+    Objects that are nothing but a class and plain attributes count by these: mflux gives each
+    module a precision of its own. Anything else counts by its identity.
+    """
+    kind = type(value)
+    if kind is mx.Dtype:
+        return str(value)  # comparing one with anything else raises
+    if kind.__bases__ == (object,) and not callable(value):
+        own = getattr(value, "__dict__", None)
+        if own and all(type(x) in _SIMPLE or type(x) is mx.Dtype for x in own.values()):
+            return kind, *((n, x if type(x) in _SIMPLE else str(x)) for n, x in own.items())
+    return id(value)
 
 
 def describe(item: Any) -> Any:
@@ -55,7 +70,13 @@ def describe(item: Any) -> Any:
         return str(item.dtype), item.shape
     if isinstance(item, (dict, list, tuple)):
         own = item.__dict__.items() if isinstance(item, nn.Module) else ()
-        plain = [(name, value) for name, value in own if type(value) in _SIMPLE]
+        plain = [(n, v) for n, v in own if type(v) in _SIMPLE]
+        # Not identities, which another process does not have.
+        plain += [
+            (n, repr(found))
+            for n, v in own
+            if type(v) not in _SIMPLE and type(found := _stands_for(v)) is not int
+        ]
         return type(item).__name__, plain, [(n, describe(v)) for n, v in _children(item)]
     return item if type(item) in _SIMPLE else type(item).__name__
 

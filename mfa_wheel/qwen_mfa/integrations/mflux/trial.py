@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ from qwen_mfa.integrations.mflux import modulation, skeleton
 from qwen_mfa.integrations.mflux.cut import CutError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qwen_mfa.integrations.mflux.blocks import Blocks, Plan
     from qwen_mfa.integrations.mflux.options import Options
     from qwen_mfa.integrations.mflux.records import Record
@@ -138,21 +141,21 @@ class Trial:
     def _measure_bfloat16(
         self, blocks: Blocks, block: nn.Module, arguments: dict[str, Any], own: Any
     ) -> None:
-        if math.isnan(self.bfloat16) and own[0].dtype == mx.float32:
+        if blocks.kind.modulated and math.isnan(self.bfloat16) and own[0].dtype == mx.float32:
             self.bfloat16 = _gain_of_bfloat16(blocks, block, arguments)
 
     def _timed(
         self, blocks: Blocks, plan: Plan, block: nn.Module, arguments: dict[str, Any]
     ) -> Any:
-        both = [arguments[name] for name in ("hidden_states", "encoder_hidden_states")]
-        shapes = tuple((x.shape, x.dtype) for x in both)
+        streams = [arguments[name] for name in blocks.kind.streams]
+        shapes = tuple((x.shape, x.dtype) for x in streams)
         first = self._first
         if first is not None and first[0] == shapes:
             fused = not first[1]
         else:
             first, fused = None, len(self._logs) % 2 == 1
         telemetry.count_part("fused blocks", "timed")
-        if modulation.is_shared():
+        if blocks.kind.modulated and modulation.is_shared():
             mx.eval(modulation.of(block, arguments))  # both ways have it for nothing then
         start = time.perf_counter()
         way = partial(blocks.cut, plan) if fused else blocks.by_host
@@ -202,19 +205,21 @@ def compare(
     blocks: Blocks, block: nn.Module, arguments: dict[str, Any], own: Any, cut: Any
 ) -> tuple[float, float]:
     """Return the cut's error, and what is allowed, relative and root mean square."""
+    own, cut = _listed(own), _listed(cut)
     if any(x.dtype != y.dtype or x.shape != y.shape for x, y in zip(own, cut, strict=True)):
         msg = "its results have other shapes or dtypes"
         raise CutError(msg)
     if own[0].dtype == mx.float32:
-        nudged = blocks.by_host(block, _map_arrays(_nudge, arguments), _nudge)
-        return _distance(cut, own), max(TINY, SPREAD * _distance(nudged, own))
-    if modulation.is_shared():
+        nudged = blocks.by_host(block, _map_arrays(blocks, _nudge, arguments), _nudge)
+        return _distance(cut, own), max(TINY, SPREAD * _distance(_listed(nudged), own))
+    if blocks.kind.modulated and modulation.is_shared():
         modulation.of(block, arguments)  # by the block's own weights; the copy is no block's
     wide = skeleton.copy(block)
     skeleton.fill(wide, block, iter([_widened(x) for x in skeleton.read(block)[0]]))
     _dequantise(wide)
-    with modulation.as_of(block, wide):
-        reference = blocks.by_host(wide, _map_arrays(_widened, arguments), _widened)
+    with modulation.as_of(block, wide) if blocks.kind.modulated else nullcontext():
+        found = blocks.by_host(wide, _map_arrays(blocks, _widened, arguments), _widened)
+    reference = _listed(found)
     return _distance(cut, reference), WORSE * _distance(own, reference)
 
 
@@ -222,7 +227,7 @@ def _gain_of_bfloat16(blocks: Blocks, block: nn.Module, arguments: dict[str, Any
     """Time the host's block as it is called, and with inputs of its weights' precision."""
     if not any(x.dtype == mx.bfloat16 for x in skeleton.read(block)[0]):
         return math.nan
-    narrow = _map_arrays(_narrowed, arguments)
+    narrow = _map_arrays(blocks, _narrowed, arguments)
     mx.eval([value for value in narrow.values() if isinstance(value, mx.array)])
     mx.eval(blocks.by_host(block, narrow, _narrowed))  # whatever is compiled on first use
     seconds = []
@@ -233,12 +238,17 @@ def _gain_of_bfloat16(blocks: Blocks, block: nn.Module, arguments: dict[str, Any
     return seconds[0] / seconds[1]
 
 
-def _map_arrays(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    kept = ("encoder_hidden_states_mask", "is_cond_token", "block_idx", "image_rotary_emb")
+def _map_arrays(blocks: Blocks, function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    changed = blocks.kind.computed_from
     return {
-        name: value if name in kept or value is None else tree_map(function, value)
+        name: tree_map(function, value) if name in changed and value is not None else value
         for name, value in arguments.items()
     }
+
+
+def _listed(results: Any) -> Sequence[mx.array]:
+    """Return a block's results as a sequence, also where it has one alone."""
+    return (results,) if isinstance(results, mx.array) else results
 
 
 def _widened(x: mx.array) -> mx.array:
@@ -278,7 +288,7 @@ def _nudge(x: mx.array) -> mx.array:
     return (x.astype(mx.float32) * (1 + signs * 2**-23)).astype(x.dtype)
 
 
-def _distance(found: Any, reference: Any) -> float:
+def _distance(found: Sequence[mx.array], reference: Sequence[mx.array]) -> float:
     """Return the largest rms difference of any output, relative to that output's rms."""
     worst = 0.0
     for x, y in zip(found, reference, strict=True):
