@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from qwen_mfa import forks
 from qwen_mfa.errors import HostError
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("qwen_mfa")
 
 ABSENT: Any = object()
+# Before Python 3.12, syntax trees that several threads make at once can fail with a SystemError.
+_parsing = forks.lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,9 @@ def apply(bindings: list[Binding]) -> None:
 def check_source(seam: Seam, file: Path) -> str | None:
     """Return why the seam does not fit the source in ``file``, or ``None``."""
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+        text = file.read_text(encoding="utf-8")
+        with _parsing:
+            tree = ast.parse(text, filename=str(file))
     except (OSError, SyntaxError, ValueError) as error:
         return f"{file} cannot be read ({error})"
     return seam.check_source(tree)
