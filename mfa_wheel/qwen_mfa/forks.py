@@ -10,31 +10,61 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_locks: WeakSet[threading.Lock] = WeakSet()
-_handles: set[int] = set()
+
+class _Process:
+    """What this process has to deal with when it turns out to be a forked child."""
+
+    def __init__(self) -> None:
+        self.was_forked = False
+        self.locks: WeakSet[Any] = WeakSet()
+        self.handles: set[int] = set()
+
+    def after_fork(self) -> None:
+        """Open the locks, close the files."""
+        self.was_forked = True
+        for held in self.locks:
+            # What Python's own modules call for their locks.
+            held._at_fork_reinit()  # noqa: SLF001
+        for handle in self.handles:
+            hollow(handle)
+
+
+_process = _Process()
+
+
+def happened() -> bool:
+    """Whether this process was forked after the import: MLX's default stream is dead in it."""
+    return _process.was_forked
 
 
 def lock() -> threading.Lock:
     """Return a lock that a forked child finds open."""
     made = threading.Lock()
-    _locks.add(made)
+    _process.locks.add(made)
+    return made
+
+
+def reentrant_lock() -> threading.RLock:
+    """Return a lock that a thread may take again, and that a forked child finds open."""
+    made = threading.RLock()
+    _process.locks.add(made)
     return made
 
 
 @contextlib.contextmanager
 def kept_from_children(handle: int) -> Iterator[int]:
     """Close ``handle`` after the context; in children that are forked within, at once."""
-    _handles.add(handle)
+    _process.handles.add(handle)
     try:
         yield handle
     finally:
-        _handles.discard(handle)
+        _process.handles.discard(handle)
         os.close(handle)
 
 
@@ -45,12 +75,4 @@ def hollow(handle: int) -> None:
     os.close(nothing)
 
 
-def _after_fork() -> None:
-    for held in _locks:
-        # What Python's own modules call for their locks.
-        held._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001
-    for handle in _handles:
-        hollow(handle)
-
-
-os.register_at_fork(after_in_child=_after_fork)  # a hook only: nothing runs until a fork
+os.register_at_fork(after_in_child=_process.after_fork)  # a hook only: nothing runs until a fork

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from qwen_mfa.errors import SettingError
+from qwen_mfa.once import Once
 
 BACKEND = "QWEN_MFA_BACKEND"
 TUNE = "QWEN_MFA_TUNE"
@@ -59,14 +59,7 @@ class Settings:
     shader_variant: str = ""
 
 
-@cache
-def current() -> Settings:
-    """Return the settings of this process, read at the first call (``cache_clear`` undoes it).
-
-    Raises:
-        SettingError: A variable has a value that means nothing.
-
-    """
+def _read() -> Settings:
     return Settings(
         backend=os.environ.get(BACKEND, ""),
         tunes=_switch(TUNE, default="1"),
@@ -77,6 +70,11 @@ def current() -> Settings:
         isa=_word(ISA, INSTRUCTION_SETS),
         shader_variant=_word(SHADER_VARIANT, SHADER_VARIANTS),
     )
+
+
+# The settings of this process, read at the first call, which raises `SettingError` where a variable
+# has a value that means nothing.
+current = Once(_read)
 
 
 def _switch(variable: str, default: str = "") -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from qwen_mfa.selection import store
+from qwen_mfa import settings
 from qwen_mfa.selection.decisions import Decisions
 from qwen_mfa.selection.store import Store
 from qwen_mfa.validation.validate import ValidationResult
@@ -146,7 +146,7 @@ assert mx.abs(ours - theirs).max().item() < 1e-5
 
 def test_kills_in_the_first_use(tmp_path: Path) -> None:
     chance = random.Random(1)  # noqa: S311 - of moments
-    env = {**os.environ, store.FOLDER: str(tmp_path / "cache"), "QWEN_MFA_BACKEND": "auto"}
+    env = {**os.environ, settings.CACHE_DIR: str(tmp_path / "cache"), "QWEN_MFA_BACKEND": "auto"}
     counts: Counter[str] = Counter()
     for index in range(45):
         how = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)[index % 3]
@@ -159,7 +159,7 @@ def test_kills_in_the_first_use(tmp_path: Path) -> None:
             child.send_signal(how)
             counts["killed" if child.wait() == -how else "done before"] += 1
     tell("kills in the first use", counts)
-    assert run(FIRST_USE, **{store.FOLDER: env[store.FOLDER]})[0] == "well"
+    assert run(FIRST_USE, **{settings.CACHE_DIR: env[settings.CACHE_DIR]})[0] == "well"
     (file,) = (tmp_path / "cache").glob("decisions-*.json")
     records: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["records"]
     assert not [key for key in records if key.startswith("attempt")]
@@ -169,7 +169,7 @@ def test_kills_in_the_first_use(tmp_path: Path) -> None:
 def test_a_hanging_library_leaves_no_orphan(tmp_path: Path) -> None:
     env = {
         **os.environ,
-        store.FOLDER: str(tmp_path / "cache"),
+        settings.CACHE_DIR: str(tmp_path / "cache"),
         "QWEN_MFA_LIBRARY": str(faulty.build(tmp_path)),
         "QWEN_MFA_FAULT": "hang",
         "QWEN_MFA_BACKEND": "auto",

@@ -75,11 +75,11 @@ def use_faulty(faulty_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     def install(fault: str) -> None:
         monkeypatch.setenv("QWEN_MFA_LIBRARY", str(faulty_library))
         monkeypatch.setenv("QWEN_MFA_FAULT", fault)
-        library.forget()
+        library.outcome.forget()
         session.start()
 
     yield install
-    library.forget()
+    library.outcome.forget()
 
 
 @pytest.fixture

@@ -85,13 +85,13 @@ def test_an_instruction_set_does_not_matter_without_a_library_that_reads_it(
 ) -> None:
     monkeypatch.setenv(settings.ISA, ABSENT)
     monkeypatch.setattr(library, "NATIVE", tmp_path)
-    library.forget()
+    library.outcome.forget()
     session.start()
     try:
         q = mx.zeros((1, 4, 128, 64))
         qwen_mfa.scaled_dot_product_attention(q, q, q, scale=0.1)
     finally:
-        library.forget()
+        library.outcome.forget()
 
 
 def test_a_cache_folder_that_cannot_be_used_is_warned_of_once(

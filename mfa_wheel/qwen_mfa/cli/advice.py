@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qwen_mfa.selection import override
+from qwen_mfa import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from qwen_mfa.selection.candidates import Finding
 
 MOST = 3
-THREADS = "QWEN_MFA_NUM_THREADS"
 _M5 = 17
 _NATIVE_MACOS = (15, 0)
 _NAX_MACOS = (26, 2)
@@ -70,22 +68,21 @@ def _about_the_library(host: Host, state: str, reason: str) -> Iterator[Advice]:
 
 
 def _about_settings(host: Host) -> Iterator[Advice]:
-    backend = os.environ.get(override.VARIABLE, "")
-    if backend not in ("", "auto"):
+    wanted = settings.current()
+    if wanted.backend not in ("", "auto"):
         yield Advice(
             weight=6,
-            text=f"Unset {override.VARIABLE}={backend}: it overrides what was measured to be "
+            text=f"Unset {settings.BACKEND}={wanted.backend}: it overrides what was measured to be "
             "fastest",
         )
-    if os.environ.get("QWEN_MFA_TUNE") == "0":
+    if not wanted.tunes:
+        text = f"Unset {settings.TUNE}=0: nothing new is validated or measured with it"
+        yield Advice(weight=5, text=text)
+    if 0 < wanted.num_threads < host.cpus and not host.gpu:
         yield Advice(
-            weight=5, text="Unset QWEN_MFA_TUNE=0: nothing new is validated or measured with it"
-        )
-    threads = os.environ.get(THREADS, "")
-    if threads.isdigit() and int(threads) < host.cpus and host.cpus > 1 and not host.gpu:
-        yield Advice(
-            weight=host.cpus / max(1, int(threads)) / 2,
-            text=f"Unset {THREADS}={threads}: there are {host.cpus} processors",
+            weight=host.cpus / wanted.num_threads / 2,
+            text=f"Unset {settings.NUM_THREADS}={wanted.num_threads}: there are {host.cpus} "
+            "processors",
         )
 
 

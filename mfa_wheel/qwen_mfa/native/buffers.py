@@ -7,7 +7,6 @@ would look contiguous otherwise. (Seen with MLX 0.32.4.)
 
 from __future__ import annotations
 
-import os
 import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from qwen_mfa import forks
 from qwen_mfa.native.ffi import ffi
 
 if TYPE_CHECKING:
@@ -180,21 +180,7 @@ def guard_zones() -> Iterator[GuardZones]:
         _guards.reset(token)
 
 
-_forked = False
-_local = threading.local()
-
-
-def _after_fork() -> None:
-    global _forked  # noqa: PLW0603
-    _forked = True
-
-
-def is_forked() -> bool:
-    """Whether this process was forked after the import: MLX's default stream is dead in it."""
-    return _forked
-
-
-os.register_at_fork(after_in_child=_after_fork)  # a hook only: nothing runs until a fork
+_streams = threading.local()  # of forked children
 
 
 def working_stream() -> mx.Stream | None:
@@ -204,9 +190,9 @@ def working_stream() -> mx.Stream | None:
     evaluating on it waits for ever (seen with MLX 0.32.4; docs/reliability.md has a reproduction
     without us). A stream made in the child works. GPUs do not survive a fork in any case.
     """
-    if not _forked or mx.default_device().type != mx.DeviceType.cpu:
+    if not forks.happened() or mx.default_device().type != mx.DeviceType.cpu:
         return None
-    stream: mx.Stream | None = getattr(_local, "stream", None)
+    stream: mx.Stream | None = getattr(_streams, "stream", None)
     if stream is None:
-        stream = _local.stream = mx.new_stream(mx.Device(mx.DeviceType.cpu))
+        stream = _streams.stream = mx.new_stream(mx.Device(mx.DeviceType.cpu))
     return stream

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import weakref
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qwen_mfa import files, forks, settings
+from qwen_mfa import files, settings
 from qwen_mfa.errors import LibraryError, NativeError, SettingError
 from qwen_mfa.native.ffi import ffi
 from qwen_mfa.native.preflight import MAX_BYTES, why_not_loadable
+from qwen_mfa.once import Once
 
-OVERRIDE = "QWEN_MFA_LIBRARY"
 NATIVE = Path(__file__).parent.parent / "_native"
 REINSTALL = "Reinstall qwen-mfa (pip install --force-reinstall qwen-mfa)"
-CHECK_OVERRIDE = f"Give {OVERRIDE} the path of a library built for this machine, or unset it"
+CHECK_OVERRIDE = (
+    f"Give {settings.LIBRARY} the path of a library built for this machine, or unset it"
+)
 
 # Every library has these; what else one can do is asked for by symbol.
 REQUIRED = (
@@ -139,10 +140,6 @@ def _text(pointer: Any) -> str:
     return bytes(ffi().string(pointer)).decode("utf-8", "replace")
 
 
-_lock = forks.lock()
-_outcome: Library | LibraryError | None = None
-
-
 def load() -> Library:
     """Return the library, opening it on the first call.
 
@@ -151,20 +148,10 @@ def load() -> Library:
             finding is kept: later calls raise the same without touching the file again.
 
     """
-    global _outcome  # noqa: PLW0603 - the one cached loader
-    outcome = _outcome
-    if outcome is None:
-        with _lock:
-            outcome = _outcome
-            if outcome is None:
-                try:
-                    outcome = _open()
-                except LibraryError as error:
-                    outcome = error
-                _outcome = outcome
-    if isinstance(outcome, LibraryError):
-        raise LibraryError(outcome.path, outcome.cause, outcome.remedy)
-    return outcome
+    found = outcome()
+    if isinstance(found, LibraryError):
+        raise LibraryError(found.path, found.cause, found.remedy)
+    return found
 
 
 def check_what_is_set() -> None:
@@ -190,22 +177,26 @@ def check_what_is_set() -> None:
         raise SettingError(settings.ISA, said.isa, wanted)
 
 
-def forget() -> None:
-    """Drop the cached outcome, so that the next `load` looks again. Meant for tests."""
-    global _outcome  # noqa: PLW0603
-    with _lock:
-        _outcome = None
-
-
 def has_embedded() -> bool:
     """Whether this installation carries a library at all (the ``py3-none-any`` wheel does not)."""
     return (NATIVE / "manifest.json").exists()
 
 
+def _outcome() -> Library | LibraryError:
+    try:
+        return _open()
+    except LibraryError as error:
+        return error
+
+
+# What came of opening it; whoever wants the library asks `load`.
+outcome = Once(_outcome)
+
+
 def _open() -> Library:
-    override = os.environ.get(OVERRIDE)
-    if override:
-        return _opened(Path(override), "override", {}, CHECK_OVERRIDE)
+    override = settings.current().library
+    if override is not None:
+        return _opened(override, "override", {}, CHECK_OVERRIDE)
     if not has_embedded():
         raise LibraryError(
             NATIVE,

@@ -7,14 +7,13 @@ other processes wait for the outcome rather than disturb the measurement and rep
 from __future__ import annotations
 
 import logging
-import os
-import threading
 from dataclasses import dataclass
 from math import exp
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from qwen_mfa import forks
 from qwen_mfa.selection import decisions
 from qwen_mfa.selection.decisions import MAX_ATTEMPTS
 from qwen_mfa.tuning import measure, removal
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 PATIENCE = 60.0
 
 logger = logging.getLogger("qwen_mfa")
-_lock = threading.RLock()
+_lock = forks.reentrant_lock()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,15 +159,6 @@ def investigate_removal(
 
 def _removal_name(without: Kernel, masked: Kernel) -> str:
     return f"unpadded:{without.name}/{masked.name}"
-
-
-def _after_fork() -> None:
-    # Another thread of the parent may have held it.
-    global _lock  # noqa: PLW0603
-    _lock = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_after_fork)  # a hook only: nothing runs until a fork
 
 
 def _validate(kernel: Kernel, problem: Problem, *, careful: bool = False) -> ValidationResult:

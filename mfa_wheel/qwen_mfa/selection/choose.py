@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from qwen_mfa import settings
+from qwen_mfa import forks, settings
 from qwen_mfa.errors import BackendError, LibraryError, RefusedError
 from qwen_mfa.firstuse import first_use
 from qwen_mfa.kernels import mlx, registry
-from qwen_mfa.native import buffers
 from qwen_mfa.selection import override, session
 from qwen_mfa.transforms.autodiff import misfit
 
@@ -169,7 +168,7 @@ def _forced(name: str, problem: Problem, wanted: Policy, may_measure: Callable[[
     if reason is None:
         result = candidates.validated(kernel, problem)
         if result is None:
-            if buffers.is_forked() or not may_measure():
+            if forks.happened() or not may_measure():
                 return Choice(kernel=mlx, reason="not validated yet", final=False)
             result = candidates.validate(kernel, problem)
         if result.ok:
@@ -232,7 +231,7 @@ def _quarantine(kernel: Kernel, reason: str) -> None:
 
 def tunes() -> bool:
     """Whether anything may be validated and measured in this process."""
-    return settings.current().tunes and not buffers.is_forked()
+    return settings.current().tunes and not forks.happened()
 
 
 def not_measured() -> str:

@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from qwen_mfa import forks
+from qwen_mfa.once import Once
 from qwen_mfa.selection import environment, store
 from qwen_mfa.selection.attempts import Death, marked
 from qwen_mfa.selection.records import parse
@@ -138,25 +138,5 @@ def _is_sane(sample: Sample) -> bool:
     return times and abs(sample.gain) <= _MAX_GAIN and 0 <= sample.noise <= _MAX_GAIN
 
 
-_lock = forks.lock()
-_opened: Decisions | None = None
-
-
-def opened() -> Decisions:
-    """Return this environment's decisions, read on first use."""
-    global _opened  # noqa: PLW0603 - the one cached instance
-    found = _opened
-    if found is None:
-        with _lock:
-            found = _opened
-            if found is None:
-                found = Decisions(store.Store(store.folder(), environment.environment()))
-                _opened = found
-    return found
-
-
-def forget() -> None:
-    """Drop the cached instance, so that the next use reads again. Meant for tests."""
-    global _opened  # noqa: PLW0603
-    with _lock:
-        _opened = None
+# This environment's decisions, read on first use.
+opened = Once(lambda: Decisions(store.Store(store.folder(), environment.environment())))

@@ -19,8 +19,6 @@ from qwen_mfa.kernels.registry import NAMES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-VARIABLE = settings.BACKEND
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)  # by identity: hashed on every call
 class Policy:
@@ -44,7 +42,7 @@ of_context: ContextVar[Policy | None] = ContextVar("policy", default=None)
 
 def of_environment(text: str) -> Policy:
     """Read the value of ``QWEN_MFA_BACKEND``."""
-    return parse(text, f"{VARIABLE}={text}")
+    return parse(text, f"{settings.BACKEND}={text}")
 
 
 @lru_cache(maxsize=64)

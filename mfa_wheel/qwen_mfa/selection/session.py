@@ -1,16 +1,15 @@
 """What this process knows of its kernels, in one object: choices made, kernels that failed.
 
-There is one instance, `current`. `start` begins anew, as a new process would.
+There is one instance, `current`; `start` makes it anew.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
-from qwen_mfa import settings
+from qwen_mfa import forks, settings
 from qwen_mfa.selection import override
 from qwen_mfa.transforms.masks import Looks
 
@@ -46,7 +45,7 @@ class Session:
         self.looks = Looks()
         self.straight: dict[object, Tally] = {}
         self.quarantined: dict[str, str] = {}
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
 
     @cached_property
     def policy(self) -> Policy:
@@ -86,9 +85,20 @@ class Session:
             self._forget()
         return is_news
 
+    def start(self) -> None:
+        """Begin anew, as a new process would: nothing failed, and all is read and chosen again."""
+        from qwen_mfa.selection import decisions  # noqa: PLC0415 - not for the steady state
+
+        settings.current.forget()
+        decisions.opened.forget()
+        with self._lock:
+            self.__dict__.pop("policy", None)
+            self.looks = Looks()
+            self.quarantined.clear()
+            self._forget()
+
     def after_fork(self) -> None:
-        """Take a new lock (another thread may have held the old one); choose anew."""
-        self._lock = threading.Lock()
+        """Choose anew: nothing native was validated for a forked child."""
         self._forget()
 
     def _keep(self, kept: dict[object, T], key: object, value: T, generation: int) -> None:
@@ -109,16 +119,9 @@ class Session:
 current = Session()
 
 
-def start() -> Session:
-    """Begin anew: settings, choices and records are read again at the next call."""
-    global current  # noqa: PLW0603 - the one instance
-    settings.current.cache_clear()
-    from qwen_mfa.selection import decisions  # noqa: PLC0415 - not for the steady state
-
-    decisions.forget()
-    current = Session()
-    return current
+def start() -> None:
+    """Begin anew: see `Session.start`."""
+    current.start()
 
 
-# A hook only: nothing runs until a fork.
-os.register_at_fork(after_in_child=lambda: current.after_fork())  # noqa: PLW0108 - the current one then
+os.register_at_fork(after_in_child=current.after_fork)  # a hook only: nothing runs until a fork

@@ -28,7 +28,6 @@ from qwen_mfa import files, forks, settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FOLDER = "QWEN_MFA_CACHE_DIR"
 SCHEMA = 1
 MAX_BYTES = 4 << 20  # a record has some 300
 _LOCK_POLL = 0.02
@@ -39,8 +38,7 @@ logger = logging.getLogger("qwen_mfa")
 
 def folder() -> Path:
     """Return the cache folder: ``QWEN_MFA_CACHE_DIR``, or the system's place for caches."""
-    chosen = os.environ.get(FOLDER)
-    return Path(chosen) if chosen else _usual_folder()
+    return settings.current().cache_dir or _usual_folder()
 
 
 def _usual_folder() -> Path:
@@ -50,7 +48,8 @@ def _usual_folder() -> Path:
         return Path(tempfile.gettempdir()) / f"qwen-mfa-{os.geteuid()}"
     if sys.platform == "darwin":
         return home / "Library" / "Caches" / "qwen-mfa"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "qwen-mfa"
+    chosen = os.environ.get("XDG_CACHE_HOME")  # noqa: TID251 - not one of ours
+    return Path(chosen or home / ".cache") / "qwen-mfa"
 
 
 class Store:

@@ -110,6 +110,7 @@ PACKAGE_FILES = {
     "native/ffi.py",
     "native/library.py",
     "native/preflight.py",
+    "once.py",
     "problem.py",
     "py.typed",
     "qwen_image/__init__.py",

@@ -154,6 +154,7 @@ def test_at_most_three_the_greatest_gain_first(monkeypatch: pytest.MonkeyPatch) 
     weights = [one.weight for one in given]
     assert weights == sorted(weights, reverse=True)
     monkeypatch.undo()
+    session.start()
     (only,) = advice.give(LINUX, "ready", "", [bad, bad])
     assert "head 1 is wrong" in only.text
 
@@ -213,12 +214,12 @@ def test_doctor_on_a_broken_library(
     (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     monkeypatch.setattr(library, "NATIVE", tmp_path)
     monkeypatch.setenv("QWEN_MFA_TUNE", "0")
-    library.forget()
+    library.outcome.forget()
     try:
         session.start()
         status, text = run(capsys, "doctor")
     finally:
-        library.forget()
+        library.outcome.forget()
     assert status == 2
     assert "Repair the library" in text
     assert "bad.so" in text

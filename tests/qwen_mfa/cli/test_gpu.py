@@ -13,6 +13,7 @@ from qwen_mfa import machine
 from qwen_mfa.cli import advice, device, doctor, sample, selftest
 from qwen_mfa.cli.bench import peers, shapes
 from qwen_mfa.cli.table import mebibytes, rate
+from qwen_mfa.selection import session
 from qwen_mfa.validation.reference import (
     attention_float64,
     distance,
@@ -112,6 +113,7 @@ def test_advice_on_nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "NVIDIA GPU" in advice.expectation(NVIDIA)
     assert advice.expectation(LINUX) == ""
     monkeypatch.delenv("QWEN_MFA_NUM_THREADS")
+    session.start()
     unused = replace(LINUX, driver="580.95.05")
     (only,) = advice.give(unused, "ready", "", [])
     assert "'mlx[cuda13]'" in only.text

@@ -19,7 +19,7 @@ import mlx.core as mx
 import pytest
 
 import qwen_mfa
-from qwen_mfa import cli
+from qwen_mfa import cli, settings
 from qwen_mfa.errors import LibraryError, NativeError, QwenMfaError
 from qwen_mfa.native import library
 from qwen_mfa.selection import session
@@ -47,9 +47,9 @@ print(mx.abs(a - b).max().item() < 1e-5)
 
 @pytest.fixture(autouse=True)
 def forgetful() -> Iterator[None]:
-    library.forget()
+    library.outcome.forget()
     yield
-    library.forget()
+    library.outcome.forget()
     session.start()
 
 
@@ -107,13 +107,14 @@ def test_override_that_cannot_be_used(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, phrase = bad_libraries(tmp_path)[name]
-    library.forget()
-    monkeypatch.setenv(library.OVERRIDE, str(path))
+    library.outcome.forget()
+    monkeypatch.setenv(settings.LIBRARY, str(path))
+    settings.current.forget()
     for _ in range(2):  # the second time from memory
         with pytest.raises(LibraryError, match=phrase) as caught:
             library.load()
     assert str(path) in str(caught.value)
-    assert library.OVERRIDE in caught.value.remedy
+    assert settings.LIBRARY in caught.value.remedy
     session.start()
     q = mx.ones((1, 4, 128, 64))
     for _ in range(2):
@@ -126,15 +127,15 @@ def test_every_command_names_an_override_that_cannot_be_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, phrase = bad_libraries(tmp_path)["half"]
-    monkeypatch.setenv(library.OVERRIDE, str(path))
+    monkeypatch.setenv(settings.LIBRARY, str(path))
     for command in ("doctor", "selftest", "explain 1 4 128 128 64 float32", "run -- nothing"):
         session.start()
-        library.forget()
+        library.outcome.forget()
         assert cli.main(command.split()) == 2
         said = capsys.readouterr().err
         assert str(path) in said
         assert re.search(phrase, said)
-        assert library.OVERRIDE in said
+        assert settings.LIBRARY in said
     assert cli.main(["info", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["library"]["state"] == "unusable"
 
@@ -142,8 +143,9 @@ def test_every_command_names_an_override_that_cannot_be_used(
 def test_override_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "copy.so"
     shutil.copy(library.load().path, copy)
-    library.forget()
-    monkeypatch.setenv(library.OVERRIDE, str(copy))
+    library.outcome.forget()
+    monkeypatch.setenv(settings.LIBRARY, str(copy))
+    settings.current.forget()
     assert library.load().path == copy
     assert library.load().origin == "override"
     assert library.load().is_portable
@@ -171,11 +173,11 @@ def test_damaged_installation(installed: Path) -> None:
         library.load()
     assert "Reinstall" in caught.value.remedy
     file.write_bytes(data[:1000])
-    library.forget()
+    library.outcome.forget()
     with pytest.raises(LibraryError, match="truncated"):
         library.load()
     file.unlink()
-    library.forget()
+    library.outcome.forget()
     with pytest.raises(LibraryError, match="missing"):
         library.load()
 

@@ -134,7 +134,7 @@ def test_a_library_stays_in_memory_when_nothing_refers_to_it() -> None:
 import gc
 from qwen_mfa.native import library
 path = str(library.load().path)
-library.forget()
+library.outcome.forget()
 library.ffi.cache_clear()
 gc.collect()
 with open("/proc/self/maps") as maps:

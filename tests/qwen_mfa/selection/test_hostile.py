@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from qwen_mfa import settings
 from qwen_mfa.native import library
 from qwen_mfa.selection import store
 from qwen_mfa.selection.decisions import Decisions
@@ -83,7 +84,7 @@ def test_what_others_can_write_to_is_not_believed(what: str, tmp_path: Path) -> 
 
 
 def test_the_folder_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(store.FOLDER, raising=False)
+    monkeypatch.delenv(settings.CACHE_DIR, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
     before = os.umask(0)
@@ -169,11 +170,12 @@ def test_a_library_that_is_no_file(
 ) -> None:
     path = tmp_path / "library.so"
     ODD[odd](path)
-    monkeypatch.setenv(library.OVERRIDE, str(path))
-    library.forget()
+    monkeypatch.setenv(settings.LIBRARY, str(path))
+    settings.current.forget()
+    library.outcome.forget()
     with pytest.raises(library.LibraryError, match=r"cannot be read \(it is (not|larger)"):
         library.load()
-    library.forget()
+    library.outcome.forget()
 
 
 # --- malformed records ---------------------------------------------------------------------------
@@ -253,7 +255,8 @@ place = pathlib.Path({str(tmp_path)!r})
 kept = Store(place, {ENVIRONMENT!r})
 inside, done = threading.Event(), threading.Event()
 def hold():
-    with kept._lock, library._lock, decisions._lock, device._lock, execute._lock:
+    locks = (kept._lock, library.outcome._lock, decisions.opened._lock)
+    with locks[0], locks[1], locks[2], device.checks._lock, execute._lock, execute.the_engine._lock:
         inside.set()
         done.wait()
 threading.Thread(target=hold, daemon=True).start()

@@ -32,7 +32,7 @@ def measure(module: str, arguments: Mapping[str, Any], *, timeout: float) -> int
         done = subprocess.run(
             [sys.executable, "-m", "qwen_mfa.cli.bench.footprint"],
             input=json.dumps(request),
-            env={**os.environ, **MALLOC},
+            env={**os.environ, **MALLOC},  # noqa: TID251 - handed on
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -109,7 +109,7 @@ class Team:
 
 def is_launched() -> bool:
     """Whether a launcher started this process as one of several."""
-    return any(os.environ.get(name) for name in LAUNCHED_BY)
+    return any(os.environ.get(name) for name in LAUNCHED_BY)  # noqa: TID251 - launchers' own
 
 
 def join(*, limit: float = JOIN_LIMIT) -> Team | None:

@@ -118,17 +118,34 @@ class _Integration:
         )
 
 
-_lock = threading.RLock()
-_integration: _Integration | None = None
-# What was traced and found out under the latest options: enabling them again starts from there.
-_steps: dict[Options, QwenStep] = {}
-_MAX_STEPS = 16
+class _Host:
+    """What this process has of the one host.
+
+    Attributes:
+        lock: Held while anything here is changed or looked at.
+        integration: What is enabled, or ``None``.
+
+    """
+
+    _MAX_STEPS = 16
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.integration: _Integration | None = None
+        self._steps: dict[Options, QwenStep] = {}
+
+    def step(self, options: Options) -> QwenStep:
+        """Return a step, with all that was traced and found out under the same options before."""
+        return self._steps.get(options) or QwenStep(options)
+
+    def keep(self, step: QwenStep) -> None:
+        """Keep it for `step`, among the latest ones."""
+        if len(self._steps) >= self._MAX_STEPS:
+            self._steps.pop(next(iter(self._steps)))
+        self._steps[step.options] = step
 
 
-def _keep(step: QwenStep) -> None:
-    if len(_steps) >= _MAX_STEPS:
-        _steps.pop(next(iter(_steps)))
-    _steps[step.options] = step
+_host = _Host()
 
 
 def enable(
@@ -156,17 +173,16 @@ def enable(
         DistributedError: A group cannot be joined, or is asked for and is not there.
 
     """
-    global _integration  # noqa: PLW0603 - one host, one integration
     options = Options(models=_chosen(models), **switches)
     version = guard.supported_version()
-    step = _steps.get(options) or QwenStep(options)
+    step = _host.step(options)
     all_seams = guard.fitting(guard.seams_of(step), skip_missing=models == "all")
     guard.check_mlx()
-    with _lock:
-        if _integration is not None:
-            if _integration.options != options:
+    with _host.lock:
+        if _host.integration is not None:
+            if _host.integration.options != options:
                 msg = (
-                    f"the integration is on for {_integration.options}: call disable() before "
+                    f"the integration is on for {_host.integration.options}: call disable() before "
                     "enabling it differently"
                 )
                 raise HostError(msg)
@@ -182,8 +198,8 @@ def enable(
         except BaseException:
             integration.hook.remove()
             raise
-        _integration = integration
-        _keep(step)
+        _host.integration = integration
+        _host.keep(step)
         return status()
 
 
@@ -204,21 +220,20 @@ def disable() -> Status:
         HostError: Another tool has replaced one of our attributes since. Nothing was changed.
 
     """
-    global _integration  # noqa: PLW0603
-    with _lock:
-        if _integration is None:
+    with _host.lock:
+        if _host.integration is None:
             return Status(enabled=False)
-        foreign = [str(b.seam) for b in _integration.bindings if b.foreign()]
+        foreign = [str(b.seam) for b in _host.integration.bindings if b.foreign()]
         if foreign:
             msg = (
                 f"another tool has replaced {', '.join(foreign)} since enable(): undo that first. "
                 "Nothing was changed."
             )
             raise HostError(msg)
-        _integration.hook.remove()
-        for binding in _integration.bindings:
+        _host.integration.hook.remove()
+        for binding in _host.integration.bindings:
             binding.undo()
-        _integration = None
+        _host.integration = None
         return Status(enabled=False)
 
 
@@ -233,7 +248,7 @@ def enabled(
         HostError: As `enable` and `disable` do.
 
     """
-    with _lock:
+    with _host.lock:
         outermost = not status().enabled
         found = enable(models, **switches)
     try:
@@ -245,27 +260,27 @@ def enabled(
 
 def step() -> QwenStep | None:
     """Return the parts of Qwen-Image's step that are on; ``None`` while the integration is off."""
-    with _lock:
-        return None if _integration is None else _integration.step
+    with _host.lock:
+        return None if _host.integration is None else _host.integration.step
 
 
 def status() -> Status:
     """Return what is in place."""
-    with _lock:
-        return Status(enabled=False) if _integration is None else _integration.status()
+    with _host.lock:
+        return Status(enabled=False) if _host.integration is None else _host.integration.status()
 
 
 def _on_imported(module: ModuleType) -> None:
     """Bind a module that has just been imported; leave it as it is when it does not fit."""
-    with _lock:
-        if _integration is None:
+    with _host.lock:
+        if _host.integration is None:
             return
         try:
-            _integration.bind_imported(module.__name__)
+            _host.integration.bind_imported(module.__name__)
         except HostError as error:
-            mine = [seam for seam in _integration.waiting if seam.module == module.__name__]
-            _integration.waiting = [s for s in _integration.waiting if s not in mine]
-            _integration.refused |= {str(seam): str(error) for seam in mine}
+            mine = [seam for seam in _host.integration.waiting if seam.module == module.__name__]
+            _host.integration.waiting = [s for s in _host.integration.waiting if s not in mine]
+            _host.integration.refused |= {str(seam): str(error) for seam in mine}
             logger.warning("mflux goes on with its own attention here: %s", error)
 
 

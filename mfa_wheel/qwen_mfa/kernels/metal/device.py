@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from qwen_mfa import forks
 from qwen_mfa.errors import LibraryError
 from qwen_mfa.kernels.metal import dlpack, system
 from qwen_mfa.native import library
+from qwen_mfa.once import Once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,26 +64,6 @@ class Gpu:
     family: int
 
 
-_lock = forks.lock()
-_checks: tuple[Check, ...] | None = None
-
-
-def checks() -> tuple[Check, ...]:
-    """Look at everything, once a process; the last entry refuses if any does."""
-    global _checks  # noqa: PLW0603 - asked once
-    if _checks is None:
-        with _lock:
-            if _checks is None:
-                _checks = tuple(_look())
-    return _checks
-
-
-def forget() -> None:
-    """Look again at the next question. Meant for tests."""
-    global _checks  # noqa: PLW0603
-    _checks = None
-
-
 def refusal() -> str | None:
     """Return why the Metal engine cannot run here, in a sentence, or ``None``."""
     elsewhere = system.why_not_macos()
@@ -114,7 +94,7 @@ def prefers_mlx(here: Host) -> str | None:
     return None
 
 
-def _look() -> list[Check]:
+def _look() -> tuple[Check, ...]:
     done: list[Check] = []
     for look in (
         _system, _processor, _mlx_version, _device_of_mlx, _library, _binding, _metal_device,
@@ -123,7 +103,11 @@ def _look() -> list[Check]:
         done.append(look())
         if done[-1].refusal is not None:
             break
-    return done
+    return tuple(done)
+
+
+# Everything that is looked at once a process; the last entry refuses if any does.
+checks = Once(_look)
 
 
 def _check(subject: str, found: str, *, ok: bool, refusal: str) -> Check:

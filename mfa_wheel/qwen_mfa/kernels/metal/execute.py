@@ -20,6 +20,7 @@ from qwen_mfa.kernels.metal.limits import PRECISIONS
 from qwen_mfa.native import library
 from qwen_mfa.native.buffers import fresh
 from qwen_mfa.native.ffi import ffi
+from qwen_mfa.once import Once
 
 if TYPE_CHECKING:
     from qwen_mfa.kernels.base import Call
@@ -71,9 +72,6 @@ class _Work:
     mask: dlpack.Exported | None
 
 
-_engine: _Engine | None = None
-
-
 def attention(call: Call, intermediate: str) -> mx.array:
     """Compute ``call``; see `qwen_mfa.kernels.metal.MetalKernel.run`.
 
@@ -93,7 +91,7 @@ def attention(call: Call, intermediate: str) -> mx.array:
     # eval has waited for all of these; this waits for anything else of MLX's that is under way.
     mx.synchronize()
     with _lock:
-        engine = _started()
+        engine = the_engine()
         if call.scale not in engine.scales and len(engine.scales) >= MAX_SCALES:
             msg = f"more than {MAX_SCALES} softmax scales, each of which needs shaders of its own"
             raise MetalError(msg)
@@ -122,24 +120,16 @@ def attention(call: Call, intermediate: str) -> mx.array:
     return out if problem.dtype == "float32" else out.astype(_DTYPES[problem.dtype])
 
 
-def reset() -> None:
-    """Forget the queue, the context and what is warm. Meant for tests."""
-    global _engine  # noqa: PLW0603
-    with _lock:
-        if _engine is not None:
-            _engine.context.close()
-        _engine = None
+def _start() -> _Engine:
+    metal, objc = device.modules()
+    with objc.autorelease_pool():
+        queue = metal.MTLCreateSystemDefaultDevice().newCommandQueue()
+        lib = library.load()
+        return _Engine(lib=lib, context=lib.new_context(), queue=queue)
 
 
-def _started() -> _Engine:
-    global _engine  # noqa: PLW0603 - one for the process, made under the lock
-    if _engine is None:
-        metal, objc = device.modules()
-        with objc.autorelease_pool():
-            queue = metal.MTLCreateSystemDefaultDevice().newCommandQueue()
-            lib = library.load()
-            _engine = _Engine(lib=lib, context=lib.new_context(), queue=queue)
-    return _engine
+# One for the process.
+the_engine = Once(_start)
 
 
 def _pipeline(work: _Work) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from qwen_mfa import cli, errors
+from qwen_mfa import cli, errors, settings
 from qwen_mfa.cli.bench import (
     attention,
     common,
@@ -30,7 +30,6 @@ from qwen_mfa.cli.bench import (
 )
 from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleave, interleaved
 from qwen_mfa.kernels import mlx
-from qwen_mfa.selection import store
 from qwen_mfa.transforms import padding
 
 if TYPE_CHECKING:
@@ -187,7 +186,7 @@ def test_a_kill_keeps_what_was_measured(tmp_path: Path) -> None:
 def test_an_interruption_shows_what_there_is_and_keeps_it(tmp_path: Path) -> None:
     """Without --out, too; `bench show` then finds it."""
     kept = tmp_path / "bench" / "attention.json"
-    environment = {**os.environ, store.FOLDER: str(tmp_path)}
+    environment = {**os.environ, settings.CACHE_DIR: str(tmp_path)}
     command = [sys.executable, "-m", "qwen_mfa", "bench"]
     # A process started in the background ignores the signal, and so would the child.
     listening = (
@@ -253,7 +252,7 @@ def test_an_unwritable_cache_is_no_reason_to_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    monkeypatch.setenv(store.FOLDER, str(tmp_path / "file"))
+    monkeypatch.setenv(settings.CACHE_DIR, str(tmp_path / "file"))
     monkeypatch.setenv("QWEN_MFA_TUNE", "0")
     assert "contestant" in bench(capsys, "--no-memory")
     out = str(tmp_path / "file" / "r.json")

@@ -69,7 +69,7 @@ NOTHING = {
 def from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test inherit what another found out."""
     telemetry.start()
-    monkeypatch.setattr(integration, "_steps", {})
+    monkeypatch.setattr(integration._host, "_steps", {})
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_what_bfloat16_would_take_is_measured_on_a_block() -> None:
         (mx.bfloat16, mx.bfloat16, False),
         (mx.float32, mx.float32, False),
     ):
-        integration._steps.clear()
+        integration._host._steps.clear()
         with mflux.enabled():
             model = transformer(dtype)
             mx.eval(predict(model, draw(6, 1, TOKENS, CHANNELS, dtype=latents), text_mask(20)))

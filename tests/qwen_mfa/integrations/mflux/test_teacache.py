@@ -33,7 +33,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, float], mx.array]:
         return mx.zeros((1, 3, 16 * SIDE, 16 * SIDE))
 
     monkeypatch.setattr(qwen_image.VAEUtil, "decode", decode)
-    monkeypatch.setattr(integration, "_steps", {})  # nothing found out by another test
+    monkeypatch.setattr(integration._host, "_steps", {})  # nothing found out by another test
 
     def generate(image: Any, guidance: float) -> mx.array:
         decoded.clear()

@@ -67,7 +67,7 @@ OTHERWISE = {"the encoder defect", "16-bit output, without the check"}
 def mac() -> Iterator[StandinMac]:
     """The machine that this process was made to see."""
     assert os.environ["QWEN_MFA_METAL_STANDIN"]
-    execute.reset()
+    execute.the_engine.forget()
     standin = StandinMac({})
     standin.misuses()
     yield standin

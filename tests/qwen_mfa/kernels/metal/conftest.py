@@ -74,9 +74,9 @@ def mac(
     from qwen_mfa.validation.validate import ValidationResult
 
     def forget() -> None:
-        execute.reset()
-        library.forget()
-        device.forget()
+        execute.the_engine.forget()
+        library.outcome.forget()
+        device.checks.forget()
         session.start()
 
     forget()

@@ -35,7 +35,7 @@ def test_elsewhere_it_refuses_at_once_and_loads_nothing() -> None:
         "assert not [m for m in sys.modules if 'kernels.metal.' in m], 'import has effects'\n"
         "from qwen_mfa.native import library\n"
         f"from qwen_mfa.problem import Problem\nprint(metal.accurate.refuses({PROBLEM!r}))\n"
-        "assert not {'Metal', 'objc'} & set(sys.modules) and library._outcome is None"
+        "assert not {'Metal', 'objc'} & set(sys.modules) and library.outcome._made is None"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == f"Metal needs macOS, and this is {sys.platform}\n", done.stderr

@@ -169,7 +169,7 @@ def test_a_mistake_is_caught(mac: StandinMac, alter: Callable[..., None], name: 
 def make(name: str, alter: Callable[..., None]) -> None:
     """Make mistake ``name`` in the package's code."""
     changes, _ = MISTAKES[name]
-    execute.reset()
+    execute.the_engine.forget()
     by_module: dict[str, list[tuple[str, str]]] = {}
     for module, *replacements in changes:
         by_module.setdefault(module, []).extend(replacements)  # type: ignore[arg-type]
@@ -222,7 +222,7 @@ def test_a_commit_after_an_error_code_is_caught(
 
 
 def test_missing_lock_is_caught(mac: StandinMac, alter: Callable[..., None]) -> None:
-    first = "        engine = _started()"
+    first = "        engine = the_engine()"
     alter("execute", (f"    with _lock:\n{first}", f"    if True:\n{first}"))
     call = probe("mask")
     problem = describe(call.q, call.k, call.v, call.mask)
