@@ -20,7 +20,8 @@ from setuptools.command.sdist import sdist
 
 from build_tools.native import engine
 from build_tools.support.errors import UsageError
-from build_tools.wheel import canonical, manifest, sbom
+from build_tools.support.paths import ROOT
+from build_tools.wheel import canonical, long_description, manifest, sbom
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,6 +142,8 @@ def options(check: Callable[[Path], None]) -> dict[str, Any]:
             check(made)
 
     return {
+        "long_description": long_description.read(ROOT),
+        "long_description_content_type": "text/markdown",
         "distclass": NativeDistribution,
         "cmdclass": {
             "build_py": BuildPy,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qwen_mfa import settings
+from qwen_mfa.cli import info
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -141,7 +142,7 @@ def _about_kernels(findings: Sequence[Finding]) -> Iterator[Advice]:
             if finding.kernel.name == name and result is not None and not result.ok:
                 yield Advice(
                     weight=2,
-                    text=f"Report that kernel {name} is wrong on this machine (it is not used): "
-                    f"{result.reason}",
+                    text=f"Report{info.report_to()} that kernel {name} is wrong on this machine "
+                    f"(it is not used): {result.reason}",
                 )
                 break

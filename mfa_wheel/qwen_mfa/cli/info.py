@@ -42,6 +42,16 @@ def gather() -> dict[str, Any]:
     }
 
 
+def report_to() -> str:
+    """Return `` to ADDRESS`` where this build has one (pyproject.toml), to end a sentence with."""
+    metadata = importlib.metadata.metadata("qwen-mfa")
+    for entry in metadata.get_all("Project-URL") or ():
+        label, _, address = str(entry).partition(", ")
+        if label == "Repository":
+            return f" to {address.rstrip('/')}/issues"
+    return ""
+
+
 def device() -> str:
     """Name the device that MLX computes on."""
     if backend.problem():

@@ -194,6 +194,8 @@ def find(words: list[str]) -> Callable[[], Any]:
         path = words[0]
     if path is not None and (path.endswith(".py") or _is_python(Path(path))):
         return lambda: _run_file(str(path), words[1:])
+    if path is None and name.startswith("mflux-"):
+        mflux.check()  # says how to install it, where it is missing
     where = f"{path} is no Python program" if path else f"there is no program {words[0]!r}"
     msg = (
         f"{where} of this environment ({sys.prefix}): install the one that it belongs to here, or "

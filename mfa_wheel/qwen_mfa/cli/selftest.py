@@ -273,7 +273,9 @@ def _result(rows: list[Row], facts: dict[str, Any], *, passed: bool) -> str:
     if facts["library"]["state"] == "unusable":
         return f"FAILED: the library cannot be used. {facts['library']['reason']}"
     bad = sum(not row.agrees for row in rows)
-    return f"FAILED: {bad} of {len(rows)} lines disagree. Please report this output."
+    return (
+        f"FAILED: {bad} of {len(rows)} lines disagree. Please report this output{info.report_to()}."
+    )
 
 
 def _progress(text: str) -> None:

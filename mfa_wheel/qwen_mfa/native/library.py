@@ -21,7 +21,7 @@ from qwen_mfa.native.preflight import MAX_BYTES, why_not_loadable
 from qwen_mfa.once import Once
 
 NATIVE = Path(__file__).parent.parent / "_native"
-REINSTALL = "Reinstall qwen-mfa (pip install --force-reinstall qwen-mfa)"
+REINSTALL = "Reinstall qwen-mfa (pip install --force-reinstall --no-deps qwen-mfa)"
 CHECK_OVERRIDE = (
     f"Give {settings.LIBRARY} the path of a library built for this machine, or unset it"
 )

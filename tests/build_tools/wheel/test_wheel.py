@@ -50,6 +50,7 @@ PACKAGE_FILES = {
     "cli/explain.py",
     "cli/info.py",
     "cli/metal_sections.py",
+    "cli/mflux_command.py",
     "cli/precision.py",
     "cli/run.py",
     "cli/sample.py",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from email.message import Message
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from qwen_mfa import cli
-from qwen_mfa.cli import arguments
+from qwen_mfa.cli import arguments, info
 from qwen_mfa.cli.bench import attention, common
 
 if TYPE_CHECKING:
@@ -96,3 +97,22 @@ def test_a_line_now_and_then_where_there_is_no_terminal(
     for step in range(3):
         progress(step / 4, f"round {step}")
     assert capsys.readouterr().err == " 25%  round 1\n"
+
+
+@pytest.mark.parametrize(
+    ("urls", "says"),
+    [
+        ([], ""),
+        (["Homepage, https://x.org"], ""),
+        (["Repository, https://x.org/me/qwen-mfa/"], " to https://x.org/me/qwen-mfa/issues"),
+    ],
+    ids=["none", "another", "repository"],
+)
+def test_where_reports_go_is_what_the_project_s_metadata_say(
+    urls: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Message()
+    for url in urls:
+        found["Project-URL"] = url
+    monkeypatch.setattr(info.importlib.metadata, "metadata", lambda _name: found)
+    assert info.report_to() == says

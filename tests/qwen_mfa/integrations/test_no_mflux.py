@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from qwen_mfa.cli import main
+from qwen_mfa.cli import main, mflux_command
 from qwen_mfa.errors import HostError
 from qwen_mfa.integrations import mflux
 
@@ -23,4 +23,19 @@ def test_enable() -> None:
 
 def test_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--", "-m", "this_must_not_start"]) == 2
+    assert "mflux is not installed" in capsys.readouterr().err
+
+
+def test_run_says_how_to_install_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """A command of mflux is missing because mflux is."""
+    for command in (["mflux-generate-qwen"], ["/no/such/mflux-generate-qwen-edit"]):
+        assert main(["run", "--", *command]) == 2
+        assert "mflux is not installed" in capsys.readouterr().err
+
+
+def test_mflux_s_own_command_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mflux-generate-qwen-mfa", "--help"])
+    assert mflux_command.main() == 2
     assert "mflux is not installed" in capsys.readouterr().err

@@ -43,9 +43,9 @@ def install() -> str:
     On Linux mflux asks for MLX's CUDA 13 backend, which excludes the others.
     """
     if SYSTEM != "linux":
-        return "pip install 'mflux>=0.24,<0.25'"
+        return 'pip install "mflux>=0.24,<0.25"'
     return (
-        "pip install --no-deps 'mflux>=0.24,<0.25', then pip install "
+        'pip install --no-deps "mflux>=0.24,<0.25" && pip install '
         "huggingface_hub tqdm pillow safetensors toml platformdirs transformers piexif"
     )
 

@@ -44,6 +44,27 @@ def run(
     )
 
 
+def test_mflux_lists_our_command() -> None:
+    """It describes the options, too: what mflux's own command has."""
+    mflux_lists = QWEN_MFA.with_name("mflux-capabilities")
+    ours, own = (
+        json.loads(
+            subprocess.run(
+                [mflux_lists, "--command", name], capture_output=True, text=True, check=True
+            ).stdout
+        )["commands"][0]
+        for name in ("mflux-generate-qwen-mfa", "mflux-generate-qwen")
+    )
+    assert ours["coverage"] == "full"
+    assert ours["options"] == own["options"]
+    done = subprocess.run(
+        [QWEN_MFA.with_name("mflux-generate-qwen-mfa"), "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("usage: mflux-generate-qwen ")
+    assert "attention never ran through qwen-mfa" in done.stderr
+
+
 def script(folder: Path, code: str, *, attend: bool = True) -> str:
     file = folder / "program.py"
     file.write_text((ATTEND if attend else "") + code, encoding="utf-8")
