@@ -67,6 +67,13 @@ def scaled_dot_product_attention(
 
     Source of the semantics: ``mlx/fast.cpp`` of MLX 0.32.
 
+    Examples:
+        >>> q = mx.random.normal((1, 4, 6, 32))
+        >>> k, v = mx.random.normal((1, 2, 9, 32)), mx.random.normal((1, 2, 9, 32))
+        >>> out = qwen_mfa.scaled_dot_product_attention(q, k, v, scale=32**-0.5, mask="causal")
+        >>> out.shape, out.dtype
+        ((1, 4, 6, 32), mlx.core.float32)
+
     """
     known = session.current
     wanted = override.of_context.get() or known.policy

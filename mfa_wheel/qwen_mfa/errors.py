@@ -13,7 +13,17 @@ if TYPE_CHECKING:
 
 
 class QwenMfaError(Exception):
-    """Base of this package's errors."""
+    """Base of this package's errors.
+
+    Examples:
+        >>> try:
+        ...     with qwen_mfa.use("warp"):
+        ...         pass
+        ... except qwen_mfa.QwenMfaError as error:
+        ...     print(type(error).__name__)
+        BackendError
+
+    """
 
 
 class LibraryError(QwenMfaError):
@@ -23,6 +33,11 @@ class LibraryError(QwenMfaError):
         path: The library's file.
         cause: What is wrong with it.
         remedy: What to do about it.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> print(qwen_mfa.LibraryError(Path("lib.so"), "it is empty", "Reinstall qwen-mfa"))
+        lib.so: it is empty. Reinstall qwen-mfa
 
     """
 
@@ -41,6 +56,13 @@ class NativeError(QwenMfaError):
         code: Its error code (1 arguments, 2 memory, 3 device, 4 compilation, 5 execution).
         text: The library's own text for that code.
 
+    Examples:
+        >>> error = qwen_mfa.NativeError("mfa_run", 2, "out of memory")
+        >>> print(error)
+        mfa_run failed with code 2: out of memory
+        >>> error.code
+        2
+
     """
 
     def __init__(self, function: str, code: int, text: str) -> None:
@@ -51,15 +73,37 @@ class NativeError(QwenMfaError):
 
 
 class WeightsError(QwenMfaError):
-    """Model weights are missing, unreadable, or not those of the module that they are meant for."""
+    """Model weights are missing, unreadable, or not those of the module that they are meant for.
+
+    Examples:
+        >>> from qwen_mfa import qwen_image
+        >>> try:
+        ...     qwen_image.load_block("no-such-folder", 0)
+        ... except qwen_mfa.WeightsError as error:
+        ...     print("no-such-folder" in str(error))
+        True
+
+    """
 
 
 class HostError(QwenMfaError):
-    """A host program's integration cannot be switched on or off. The host is left as it was."""
+    """A host program's integration cannot be switched on or off. The host is left as it was.
+
+    Examples:
+        >>> issubclass(qwen_mfa.HostError, qwen_mfa.QwenMfaError)
+        True
+
+    """
 
 
 class RunError(QwenMfaError):
-    """``qwen-mfa run`` cannot start the command, or cannot write its report."""
+    """``qwen-mfa run`` cannot start the command, or cannot write its report.
+
+    Examples:
+        >>> issubclass(qwen_mfa.RunError, qwen_mfa.QwenMfaError)
+        True
+
+    """
 
 
 class DistributedError(QwenMfaError):
@@ -67,11 +111,27 @@ class DistributedError(QwenMfaError):
 
 
 class BackendError(QwenMfaError):
-    """A kernel that the user forces cannot run, or ``QWEN_MFA_BACKEND`` names none there is."""
+    """A kernel that the user forces cannot run, or ``QWEN_MFA_BACKEND`` names none there is.
+
+    Examples:
+        >>> try:
+        ...     with qwen_mfa.use("-mlx"):
+        ...         pass
+        ... except qwen_mfa.BackendError as error:
+        ...     print("mlx cannot be forbidden" in str(error))
+        True
+
+    """
 
 
 class MLXError(QwenMfaError):
-    """MLX does not work here: it has no backend, or its backend has no driver."""
+    """MLX does not work here: it has no backend, or its backend has no driver.
+
+    Examples:
+        >>> issubclass(qwen_mfa.MLXError, qwen_mfa.QwenMfaError)
+        True
+
+    """
 
 
 class MetalError(QwenMfaError):
@@ -84,6 +144,11 @@ class SettingError(QwenMfaError):
     Attributes:
         variable: Its name.
 
+    Examples:
+        >>> error = qwen_mfa.SettingError("QWEN_MFA_NUM_THREADS", "many", "give a whole number")
+        >>> print(error)
+        QWEN_MFA_NUM_THREADS=many: give a whole number, or unset it
+
     """
 
     def __init__(self, variable: str, value: str, wanted: str) -> None:
@@ -95,4 +160,9 @@ class RefusedError(QwenMfaError):
     """A kernel cannot take one call, for what its arrays are and not for what it is itself.
 
     That call goes to MLX; the kernel goes on being used.
+
+    Examples:
+        >>> issubclass(qwen_mfa.RefusedError, qwen_mfa.QwenMfaError)
+        True
+
     """

@@ -26,6 +26,11 @@ class Event:
         reason: Why this one.
         seconds: Wall-clock time of an eager kernel; ``None`` for MLX's, which computes later.
 
+    Examples:
+        >>> event = qwen_mfa.Event(problem=None, kernel="mlx", reason="MLX judges this call")
+        >>> event.kernel, event.seconds
+        ('mlx', None)
+
     """
 
     problem: Problem | None
@@ -44,6 +49,10 @@ class Stats:
         reasons: The same by kernel and reason; ``None`` for removed padding.
         quarantined: Kernels that failed, with what happened; they are not used any more.
         parts: What integrations did around attention, by part and what became of it.
+
+    Examples:
+        >>> qwen_mfa.stats().quarantined
+        {}
 
     """
 
@@ -121,12 +130,33 @@ def start() -> None:
 
 
 def subscribe(subscriber: Callable[[Event], None]) -> Callable[[], None]:
-    """Call ``subscriber`` with every event, on the thread that attends; return how to stop that."""
+    """Call ``subscriber`` with every event, on the thread that attends; return how to stop that.
+
+    Examples:
+        >>> seen = []
+        >>> stop = qwen_mfa.subscribe(seen.append)
+        >>> q = mx.random.normal((1, 2, 5, 16))
+        >>> with qwen_mfa.use("mlx"):
+        ...     out = qwen_mfa.scaled_dot_product_attention(q, q, q, scale=0.25)
+        >>> stop()
+        >>> [event.kernel for event in seen]
+        ['mlx']
+
+    """
     return recorder.subscribe(subscriber)
 
 
 def stats() -> Stats:
-    """Return what ran how often in this process. `qwen_mfa.subscribe` tells it call by call."""
+    """Return what ran how often in this process. `qwen_mfa.subscribe` tells it call by call.
+
+    Examples:
+        >>> before = sum(qwen_mfa.stats().calls.values())
+        >>> q = mx.random.normal((1, 2, 5, 16))
+        >>> out = qwen_mfa.scaled_dot_product_attention(q, q, q, scale=0.25)
+        >>> sum(qwen_mfa.stats().calls.values()) - before
+        1
+
+    """
     return recorder.stats()
 
 

@@ -35,6 +35,11 @@ def joint_mask(text_mask: mx.array, image_tokens: int) -> mx.array:
     Raises:
         ValueError: ``text_mask`` does not have two dimensions.
 
+    Examples:
+        >>> from qwen_mfa import qwen_image
+        >>> qwen_image.joint_mask(mx.array([[1, 1, 0]]), 4).shape  # 3 text tokens, 4 of the image
+        (1, 1, 1, 7)
+
     """
     if text_mask.ndim != 2:
         msg = f"text_mask must have the shape [batch, text_tokens], not {text_mask.shape}"
@@ -49,7 +54,17 @@ def joint_mask(text_mask: mx.array, image_tokens: int) -> mx.array:
 
 
 class JointAttention(nn.Module):
-    """Joint attention over ``[text, image]`` with RMSNorm on q and k of every head, and RoPE."""
+    """Joint attention over ``[text, image]`` with RMSNorm on q and k of every head, and RoPE.
+
+    Examples:
+        >>> from qwen_mfa import qwen_image
+        >>> attention = qwen_image.JointAttention(dim=32, heads=2, head_dim=16)
+        >>> tables = qwen_image.rope_tables([(1, 2, 2)], 3, axes=(4, 6, 6))
+        >>> image, text = mx.zeros((1, 4, 32)), mx.zeros((1, 3, 32))
+        >>> [x.shape for x in attention(image, text, rope=tables)]
+        [(1, 4, 32), (1, 3, 32)]
+
+    """
 
     def __init__(self, *, dim: int = 3072, heads: int = 24, head_dim: int = 128) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # mlx.nn is typed in part

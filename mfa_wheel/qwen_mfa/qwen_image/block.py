@@ -44,7 +44,17 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Modulated joint attention, then a feed-forward network for each stream."""
+    """Modulated joint attention, then a feed-forward network for each stream.
+
+    Examples:
+        >>> from qwen_mfa import qwen_image
+        >>> block = qwen_image.TransformerBlock(dim=32, heads=2, head_dim=16)
+        >>> tables = qwen_image.rope_tables([(1, 2, 2)], 3, axes=(4, 6, 6))
+        >>> image, text, time = mx.zeros((1, 4, 32)), mx.zeros((1, 3, 32)), mx.zeros((1, 32))
+        >>> [x.shape for x in block(image, text, time, rope=tables)]
+        [(1, 4, 32), (1, 3, 32)]
+
+    """
 
     def __init__(self, *, dim: int = 3072, heads: int = 24, head_dim: int = 128) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # mlx.nn is typed in part

@@ -20,7 +20,15 @@ THETA = 10000.0
 
 @dataclass(frozen=True, kw_only=True)
 class RopeTables:
-    """Cosines and sines of the rotary angles, float32, ``[tokens, head_dim / 2]`` each."""
+    """Cosines and sines of the rotary angles, float32, ``[tokens, head_dim / 2]`` each.
+
+    Examples:
+        >>> from qwen_mfa import qwen_image
+        >>> tables = qwen_image.rope_tables([(1, 2, 2)], 3)
+        >>> isinstance(tables, qwen_image.RopeTables)
+        True
+
+    """
 
     image_cos: mx.array
     image_sin: mx.array
@@ -48,6 +56,10 @@ def rope_tables(
 
     Raises:
         ValueError: A grid without tokens, an odd axis, or a negative number of text tokens.
+
+    Examples:
+        >>> from qwen_mfa import qwen_image
+        >>> tables = qwen_image.rope_tables([(1, 32, 32)], 100)  # 512 x 512 pixels, 100 text tokens
 
     """
     if not grids or any(side < 1 for grid in grids for side in grid):

@@ -35,6 +35,14 @@ def load_block(
         WeightsError: The files are missing or unreadable, the block is not in them, or its weights
             are not exactly those of a Qwen-Image block.
 
+    Examples:
+        >>> from qwen_mfa import qwen_image
+        >>> try:
+        ...     block = qwen_image.load_block("Qwen-Image/transformer", 0)
+        ... except qwen_mfa.WeightsError:
+        ...     print("download the checkpoint first")
+        download the checkpoint first
+
     """
     weights = _block_weights(Path(source), index)
     try:
@@ -67,6 +75,14 @@ def assign(module: nn.Module, weights: dict[str, mx.array], *, origin: str = "we
 
     Raises:
         WeightsError: Weights are missing, superfluous, mis-shaped or not floating-point.
+
+    Examples:
+        >>> from mlx import nn
+        >>> from qwen_mfa import qwen_image
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> qwen_image.assign(layer, {"weight": mx.array([[3.0, 4.0]])})
+        >>> layer(mx.array([1.0, 1.0])).item()
+        7.0
 
     """
     expected = dict(tree_flatten(module.parameters()))

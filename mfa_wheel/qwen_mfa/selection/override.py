@@ -89,6 +89,13 @@ def use(backend: str) -> Iterator[None]:
     no kernel but MLX's could ever take (inside ``mx.compile`` or ``mx.vmap``, with ``force_fused``,
     or with arguments that MLX rejects) are MLX's whatever is forced.
 
+    Examples:
+        >>> q = mx.random.normal((1, 2, 5, 16))
+        >>> with qwen_mfa.use("mlx"):
+        ...     out = qwen_mfa.scaled_dot_product_attention(q, q, q, scale=0.25)
+        >>> bool((out == mx.fast.scaled_dot_product_attention(q, q, q, scale=0.25)).all())
+        True
+
     """
     token = of_context.set(parse(backend, f"qwen_mfa.use({backend!r})"))
     try:

@@ -44,6 +44,10 @@ class Status:
             that mflux ran in float32 with bfloat16 weights; ``None`` where none was.
         options: All switches; ``None`` while the integration is off.
 
+    Examples:
+        >>> mflux.status().enabled
+        False
+
     """
 
     enabled: bool
@@ -172,6 +176,12 @@ def enable(
         TypeError: An unknown switch.
         DistributedError: A group cannot be joined, or is asked for and is not there.
 
+    Examples:
+        >>> mflux.enable(precision="bfloat16").enabled
+        True
+        >>> mflux.disable().enabled
+        False
+
     """
     options = Options(models=_chosen(models), **switches)
     version = guard.supported_version()
@@ -209,6 +219,10 @@ def check() -> str:
     Raises:
         HostError: mflux is missing, or of a version that was not tested.
 
+    Examples:
+        >>> mflux.check().startswith("0.2")
+        True
+
     """
     return guard.supported_version()
 
@@ -218,6 +232,10 @@ def disable() -> Status:
 
     Raises:
         HostError: Another tool has replaced one of our attributes since. Nothing was changed.
+
+    Examples:
+        >>> mflux.disable().enabled
+        False
 
     """
     with _host.lock:
@@ -247,6 +265,11 @@ def enabled(
     Raises:
         HostError: As `enable` and `disable` do.
 
+    Examples:
+        >>> with mflux.enabled(fused_blocks="off") as status:
+        ...     status.options.fused_blocks  # and here pictures are made
+        'off'
+
     """
     with _host.lock:
         outermost = not status().enabled
@@ -259,13 +282,26 @@ def enabled(
 
 
 def step() -> QwenStep | None:
-    """Return the parts of Qwen-Image's step that are on; ``None`` while the integration is off."""
+    """Return the parts of Qwen-Image's step that are on; ``None`` while the integration is off.
+
+    Examples:
+        >>> with mflux.enabled():
+        ...     mflux.step() is not None
+        True
+
+    """
     with _host.lock:
         return None if _host.integration is None else _host.integration.step
 
 
 def status() -> Status:
-    """Return what is in place."""
+    """Return what is in place.
+
+    Examples:
+        >>> mflux.status().version is None  # while the integration is off
+        True
+
+    """
     with _host.lock:
         return Status(enabled=False) if _host.integration is None else _host.integration.status()
 

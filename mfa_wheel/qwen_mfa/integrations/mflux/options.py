@@ -37,6 +37,10 @@ class Options:
         distributed: ``"auto"`` gives each process of a group (``mlx.launch``) one pass of a step,
             where there is a group; ``"guidance"`` insists on it; ``"off"`` does not.
 
+    Examples:
+        >>> mflux.Options(models=("qwen",)).precision
+        'host'
+
     """
 
     models: tuple[str, ...]
