@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from qwen_mfa import telemetry
+from qwen_mfa import forks, telemetry
 from qwen_mfa.kernels import mlx
 from qwen_mfa.problem import DTYPES
 
@@ -56,7 +55,7 @@ class Usage:
     reasons: Counter[str] = field(default_factory=Counter)
     native: Counter[Problem] = field(default_factory=Counter)
     padding_removed: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock: Any = field(default_factory=forks.lock, repr=False)
 
     def start(self) -> Callable[[], None]:
         """Count from now on; return how to stop."""

@@ -7,13 +7,12 @@ valid results, so that the steps under way lose nothing but the waiting between 
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from qwen_mfa import telemetry
+from qwen_mfa import forks, telemetry
 from qwen_mfa.integrations.mflux import modulation, skeleton
 from qwen_mfa.integrations.mflux.cut import CutError, Halves
 from qwen_mfa.integrations.mflux.kinds import QWEN
@@ -52,7 +51,7 @@ class Blocks:
         self.options = options
         self.kind = kind
         self._handed_on = {**kind.handed_on, **(modulation.TOKENS if kind.modulated else {})}
-        self._lock = threading.RLock()
+        self._lock = forks.reentrant_lock()
         self._structures: list[skeleton.Structure] = []
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._trials: dict[tuple[object, ...], Trial] = {}

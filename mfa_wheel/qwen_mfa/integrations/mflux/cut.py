@@ -13,11 +13,11 @@ only handed on. Anything else raises `CutError`, and the block runs as it is.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from qwen_mfa import forks
 from qwen_mfa.attention import scaled_dot_product_attention
 from qwen_mfa.integrations.mflux import skeleton
 from qwen_mfa.integrations.mflux.tracing import Opaque, tracing
@@ -92,7 +92,7 @@ class Halves:
         self._shape = _arrays_marked(block)
         self._stubs = stubs
         self._static = static
-        self._lock = threading.RLock()
+        self._lock = forks.reentrant_lock()
         self._first = mx.compile(self._until_attention)
         self._second = mx.compile(self._after_attention)
         self._scale: float | None = None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import sys
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from qwen_mfa import forks
 from qwen_mfa.errors import HostError
 from qwen_mfa.integrations import patching
 from qwen_mfa.integrations.imports import Hook
@@ -134,7 +134,7 @@ class _Host:
     _MAX_STEPS = 16
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = forks.reentrant_lock()
         self.integration: _Integration | None = None
         self._steps: dict[Options, QwenStep] = {}
 

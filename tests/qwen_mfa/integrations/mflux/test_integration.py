@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import pytest
 import qwen_mfa
 from qwen_mfa.errors import HostError
 from qwen_mfa.integrations import mflux
-from qwen_mfa.integrations.mflux import guard, tracing
+from qwen_mfa.integrations.mflux import guard, integration, tracing
 from qwen_mfa.integrations.mflux.modules import (
     QWEN21_ATTENTION,
     QWEN21_TRANSFORMER,
@@ -449,3 +450,25 @@ def test_sources_that_are_not_as_expected(
 def test_an_unaltered_copy_is_accepted(altered: Callable[..., Path]) -> None:
     """Guard of the tests above: it is the edit that is refused, not the copy."""
     assert refusal(altered()) == guard.supported_version()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_finds_the_lock_open() -> None:
+    """Another thread was switching at the moment of the fork; in the child it is not there."""
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with integration._host.lock:
+            held.set()
+            done.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(30)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        os._exit(int(mflux.status().enabled))
+    done.set()
+    holder.join()
+    assert os.waitpid(child, 0)[1] == 0, "it waited for a lock that nobody can open"
