@@ -24,7 +24,7 @@ ISA = "QWEN_MFA_ISA"
 SHADER_VARIANT = "QWEN_MFA_SHADER_VARIANT"
 
 # What the engine knows by name; whether this processor has it, the engine says.
-INSTRUCTION_SETS = ("avx512amx", "avx512fp16", "avx512bf16", "avx512", "avx2", "neon", "generic")
+INSTRUCTION_SETS = ("amx", "avx512bf16", "avx512", "avx2", "neon", "generic")
 SHADER_VARIANTS = ("upstream", "plain")
 _MAX_DIGITS = 9  # what every C long holds
 _SWITCH = {"": False, "0": False, "1": True}

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "swift_pkg" / "Sources" / "MFAFFI"
 HERE = Path(__file__).resolve().parent
 
-ISAS = ("avx512bf16", "avx512", "avx2", "neon", "generic")
+ISAS = ("amx", "avx512bf16", "avx512", "avx2", "neon", "generic")
 
 
 def sources() -> list[str]:

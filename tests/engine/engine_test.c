@@ -1,9 +1,10 @@
 /*
  * Random problems against the reference, for every instruction set asked for.
  *
- *   engine_test random SEED COUNT    the extension, all of its arguments
+ *   engine_test random SEED COUNT [PRECISION]  the extension, all of its arguments
  *   engine_test forward SEED COUNT   the published call
  *   engine_test special              infinities, NaN, empty rows, extreme masks
+ *   engine_test permission           the system refuses the tile unit's state
  *   engine_test errors               whatever must be refused, with nothing written
  *   engine_test state                the caller's rounding, flags and small stack
  *   engine_test environment NAME     variable NAME asks for what cannot be had
@@ -21,6 +22,7 @@
 
 #include <fenv.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -145,6 +147,8 @@ static uint32_t random_length(void)
     return chance(3) ? 0 : 1 + random_below(most[random_below(6)]);
 }
 
+static int wanted_precision = -1; /* of inputs; any when negative */
+
 static problem random_problem(void)
 {
     problem p;
@@ -159,6 +163,8 @@ static problem random_problem(void)
     a->head_dim = random_dim();
     a->value_dim = chance(70) ? a->head_dim : random_dim();
     a->input_precision = (int32_t)random_below(3);
+    if (wanted_precision >= 0)
+        a->input_precision = wanted_precision;
     a->output_precision = (int32_t)random_below(3);
     a->scale = (float)(chance(90) ? 1 / sqrt(a->head_dim) : 0.3 * random_normal());
     a->causal = chance(60) ? MFA_CAUSAL_NONE : (int32_t)random_below(3);
@@ -229,16 +235,26 @@ static void describe_problem(const mfa_portable_args_t *a, char *text, size_t si
 #define FLUSHED_HALF 0.0
 #endif
 
+static bool has_tiles(void)
+{
+    char text[256];
+    return mfa_portable_describe(text, sizeof text) == 0 && strstr(text, "bf16=amx ");
+}
+
+static double of_tiles; /* relative error of weights that are sums of two BF16 numbers */
+
 /* Rounding of the output's format, plus FP32 arithmetic on scores of a few units. */
 static bool close_to(double got, double want, int precision)
 {
     if (isnan(want) || isnan(got))
         return isnan(want) && isnan(got);
+    if (isinf(want))
+        return got == want;
     double rounding = precision == MFA_PRECISION_BF16   ? 1.0 / 256
                       : precision == MFA_PRECISION_FP16 ? 1.0 / 2048
                                                         : 0;
     return fabs(got - want) <=
-           FLUSHED_HALF + 2e-5 + 4e-6 * fabs(want) + 0.502 * rounding * fabs(want) * 2;
+           FLUSHED_HALF + 2e-5 + of_tiles + (4e-6 + of_tiles + 1.004 * rounding) * fabs(want);
 }
 
 enum { CANARY = 0xa5 };
@@ -496,13 +512,42 @@ static special *new_special(void)
     return s;
 }
 
-static void run_special_case(special *s, const char *what)
+static void attend_special(special *s, const char *what)
 {
     memset(s->out, CANARY, sizeof s->out);
     if (mfa_portable_attention(context, &s->args))
         fail(what, "refused");
     else
         check_output(&s->args, what);
+}
+
+/* FP32 numbers rounded to BF16, in memory of their own. */
+static void *rounded(const void *from, uint64_t *bytes)
+{
+    const uint64_t count = *bytes / 4;
+    *bytes = count * 2;
+    unsigned char *to = malloc(*bytes);
+    for (uint64_t i = 0; i < count; i++)
+        write_element(to, (int64_t)i, MFA_PRECISION_BF16,
+                      read_element(from, (int64_t)i, MFA_PRECISION_FP32));
+    return to;
+}
+
+/* As it is, and with inputs in BF16, which other kernels may take. */
+static void run_special_case(special *s, const char *what)
+{
+    mfa_portable_args_t *a = &s->args;
+    attend_special(s, what);
+    void *q = rounded(a->q, &a->q_bytes), *k = rounded(a->k, &a->k_bytes);
+    void *v = rounded(a->v, &a->v_bytes);
+    a->q = q;
+    a->k = k;
+    a->v = v;
+    a->input_precision = MFA_PRECISION_BF16;
+    attend_special(s, what);
+    free(q);
+    free(k);
+    free(v);
     free(s);
 }
 
@@ -575,6 +620,10 @@ static void run_special(void)
     for (int i = 0; i < SPECIAL_ROWS; i++)
         s->q[i * SPECIAL_DIM] = i % 2 ? 1 : -1;
     run_special_case(s, "an infinite key");
+    s = new_special();
+    s->v[5 * SPECIAL_DIM + 3] = INFINITY;
+    s->v[48 * SPECIAL_DIM + 20] = -INFINITY;
+    run_special_case(s, "infinite values");
     s = new_special();
     for (int i = 0; i < SPECIAL_ROWS * SPECIAL_DIM; i++)
         s->q[i] *= 1e18f, s->k[i] *= 1e18f;
@@ -859,6 +908,8 @@ static uint64_t float_state(void) { return 0; }
 enum { STATE_ROWS = 500, STATE_DIM = 64, STATE_BYTES = STATE_ROWS * STATE_DIM * sizeof(float) };
 
 static float state_input[STATE_ROWS * STATE_DIM];
+static uint16_t state_halves[STATE_ROWS * STATE_DIM];
+static int state_precision = MFA_PRECISION_FP32; /* of inputs; results are FP32 */
 
 /* Many rows, so that helpers take part; or one, which goes another way. */
 static void compute_rows(float *out, uint32_t rows)
@@ -871,10 +922,14 @@ static void compute_rows(float *out, uint32_t rows)
     a.seq_kv = STATE_ROWS;
     a.head_dim = a.value_dim = STATE_DIM;
     a.q = a.k = a.v = state_input;
+    if (state_precision == MFA_PRECISION_BF16)
+        a.q = a.k = a.v = state_halves;
     a.out = out;
-    a.q_bytes = a.k_bytes = a.v_bytes = a.out_bytes = STATE_BYTES;
+    a.q_bytes = a.k_bytes = a.v_bytes = STATE_ROWS * STATE_DIM * element_size(state_precision);
+    a.out_bytes = STATE_BYTES;
     a.q_strides[2] = a.k_strides[2] = a.v_strides[2] = a.out_strides[2] = STATE_DIM;
-    a.input_precision = a.output_precision = MFA_PRECISION_FP32;
+    a.input_precision = state_precision;
+    a.output_precision = MFA_PRECISION_FP32;
     a.scale = 1.0f;
     expect(mfa_portable_attention(context, &a) == 0, "a call");
 }
@@ -883,8 +938,10 @@ static void keep_float_state(void)
 {
     static const int modes[] = {FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO, FE_TONEAREST};
     static float want[2][STATE_ROWS * STATE_DIM], got[STATE_ROWS * STATE_DIM];
-    for (int i = 0; i < STATE_ROWS * STATE_DIM; i++)
+    for (int i = 0; i < STATE_ROWS * STATE_DIM; i++) {
         state_input[i] = (float)random_normal();
+        write_element(state_halves, i, MFA_PRECISION_BF16, (double)state_input[i]);
+    }
     /* The first helpers start under a mode that is none of their business. */
     fesetround(FE_UPWARD);
     compute_rows(got, STATE_ROWS);
@@ -904,6 +961,40 @@ static void keep_float_state(void)
             expect(!memcmp(want[one], got, one ? STATE_DIM * sizeof(float) : STATE_BYTES),
                    "results do not depend on the caller's rounding");
         }
+}
+
+/* ---- the tile unit ---- */
+
+/* What shapes the caller's tiles have is the caller's again afterwards. */
+static void keep_tiles(void)
+{
+#if defined(__x86_64__)
+    static unsigned char mine[64] = {1}, after[64];
+    static float out[STATE_ROWS * STATE_DIM];
+    if (!has_tiles())
+        return;
+    mine[16] = 32; /* bytes of a row, and rows, of the first tile */
+    mine[48] = 7;
+    for (int used = 0; used < 2; used++) {
+        mine[0] = (unsigned char)used;
+        if (!used)
+            mine[16] = mine[48] = 0;
+        else
+            mine[16] = 32, mine[48] = 7;
+        __asm__ volatile("ldtilecfg %0" : : "m"(mine));
+        compute_rows(out, STATE_ROWS);
+        __asm__ volatile("sttilecfg %0" : "=m"(after));
+        __asm__ volatile("tilerelease" ::);
+        expect(!memcmp(mine, after, sizeof mine), "the caller's tiles keep their shapes");
+    }
+#endif
+}
+
+/* Linux refuses the tiles' state where a stack for signals could not hold it. */
+static void refuse_tiles(void)
+{
+    expect(!has_tiles(), "no tiles without permission");
+    run_random(3, 40);
 }
 
 /* ---- small stacks, and the end of the process ---- */
@@ -993,39 +1084,50 @@ static void run_without_keys(void)
 
 /* ---- values near the end of the range ---- */
 
-static void run_large_values(void)
+static void run_large_values(uint32_t keys, uint32_t rows, int precision)
+{
+    enum { DIM = 16 };
+    const double large = precision == MFA_PRECISION_FP32 ? (double)3.4e38f : 0x1.fep127;
+    const size_t size = element_size(precision);
+    unsigned char *v = malloc((size_t)keys * DIM * size), *q = calloc((size_t)rows * DIM, size);
+    float *out = malloc((size_t)rows * DIM * sizeof *out);
+    mfa_portable_args_t a;
+    memset(&a, 0, sizeof a);
+    for (uint32_t j = 0; j < keys * DIM; j++)
+        write_element(v, j, precision, large);
+    a.struct_bytes = sizeof a;
+    a.batch = a.heads_q = a.heads_kv = 1;
+    a.seq_q = rows;
+    a.seq_kv = keys;
+    a.head_dim = a.value_dim = DIM;
+    a.q = q;
+    a.k = a.v = v;
+    a.out = out;
+    a.q_bytes = (uint64_t)rows * DIM * size;
+    a.out_bytes = (uint64_t)rows * DIM * sizeof *out;
+    a.k_bytes = a.v_bytes = (uint64_t)keys * DIM * size;
+    a.q_strides[2] = a.k_strides[2] = a.v_strides[2] = a.out_strides[2] = DIM;
+    a.input_precision = precision;
+    a.output_precision = MFA_PRECISION_FP32;
+    a.scale = 1.0f;
+    expect(mfa_portable_attention(context, &a) == 0, "large values");
+    for (uint32_t j = 0; j < rows * DIM; j++)
+        if (!(fabs((double)out[j] / large - 1) < 1e-5)) {
+            fail("values near the end of the range", "not finite, or wrong");
+            break;
+        }
+    free(q);
+    free(v);
+    free(out);
+}
+
+static void run_all_large_values(void)
 {
     static const uint32_t lengths[] = {3, 50, 700};
     for (int i = 0; i < 3; i++)
-        for (uint32_t rows = 1; rows <= 50; rows += 49) {
-            const uint32_t keys = lengths[i], dim = 16;
-            float *v = malloc((size_t)keys * dim * sizeof *v);
-            float q[50 * 16] = {0}, out[50 * 16];
-            mfa_portable_args_t a;
-            memset(&a, 0, sizeof a);
-            for (uint32_t j = 0; j < keys * dim; j++)
-                v[j] = 3.4e38f;
-            a.struct_bytes = sizeof a;
-            a.batch = a.heads_q = a.heads_kv = 1;
-            a.seq_q = rows;
-            a.seq_kv = keys;
-            a.head_dim = a.value_dim = dim;
-            a.q = q;
-            a.k = a.v = v;
-            a.out = out;
-            a.q_bytes = a.out_bytes = sizeof q;
-            a.k_bytes = a.v_bytes = (uint64_t)keys * dim * sizeof *v;
-            a.q_strides[2] = a.k_strides[2] = a.v_strides[2] = a.out_strides[2] = dim;
-            a.input_precision = a.output_precision = MFA_PRECISION_FP32;
-            a.scale = 1.0f;
-            expect(mfa_portable_attention(context, &a) == 0, "large values");
-            for (uint32_t j = 0; j < rows * dim; j++)
-                if (!(fabsf(out[j] / 3.4e38f - 1) < 1e-5f)) {
-                    fail("values near the end of the range", "not finite, or wrong");
-                    break;
-                }
-            free(v);
-        }
+        for (uint32_t rows = 1; rows <= 50; rows += 49)
+            for (int bf16 = 0; bf16 < 2; bf16++)
+                run_large_values(lengths[i], rows, bf16 ? MFA_PRECISION_BF16 : MFA_PRECISION_FP32);
 }
 
 /* ---- threads ---- */
@@ -1086,27 +1188,45 @@ int main(int count, char **argument)
     long cases = count > 3 ? strtol(argument[3], NULL, 10) : 100;
     char text[256];
     fill_half_values();
-    mfa_portable_describe(text, sizeof text);
     if (strcmp(mode, "environment") == 0) {
         refuse_environment(count > 2 ? argument[2] : "");
         printf("%d failures\n", failures);
         return failures != 0;
+    }
+    if (strcmp(mode, "permission") == 0) {
+        static unsigned char small[8192];
+        stack_t stack;
+        memset(&stack, 0, sizeof stack);
+        stack.ss_sp = small;
+        stack.ss_size = sizeof small;
+        expect(sigaltstack(&stack, NULL) == 0, "a stack for signals");
+    } else {
+        mfa_portable_describe(text, sizeof text);
+        of_tiles = has_tiles() ? 0x1p-16 : 0;
     }
     if (mfa_create_context(&context)) {
         fprintf(stderr, "no context: %s\n", text);
         return 2;
     }
     if (strcmp(mode, "random") == 0) {
+        wanted_precision = count > 4 ? atoi(argument[4]) : -1;
         run_random(seed, cases);
     } else if (strcmp(mode, "forward") == 0) {
         run_forward(seed, cases);
     } else if (strcmp(mode, "special") == 0) {
         run_special();
-        run_large_values();
+        run_all_large_values();
         run_without_keys();
     } else if (strcmp(mode, "state") == 0) {
         keep_float_state();
         run_on_a_small_stack();
+        state_precision = MFA_PRECISION_BF16;
+        keep_float_state();
+        run_on_a_small_stack();
+        keep_tiles();
+    } else if (strcmp(mode, "permission") == 0) {
+        refuse_tiles();
+        mfa_portable_describe(text, sizeof text);
     } else if (strcmp(mode, "errors") == 0) {
         refuse_portable();
         refuse_forward();

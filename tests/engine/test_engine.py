@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MODES = {
     "random": ("random", "20260", "250"),
+    "bfloat16": ("random", "31", "150", "1"),
     "forward": ("forward", "5", "150"),
     "special": ("special",),
     "errors": ("errors",),
@@ -36,6 +37,11 @@ def test_agrees_with_the_reference(engine_test: Path, isas: list[str], isa: str,
 
 def test_generic_kernels_run_everywhere(isas: list[str]) -> None:
     assert "generic" in isas
+
+
+def test_a_machine_that_refuses_the_tile_unit_computes_without(engine_test: Path) -> None:
+    """Linux refuses it where a thread's stack for signals could not hold its state."""
+    run([str(engine_test), "permission"])
 
 
 @pytest.mark.parametrize(

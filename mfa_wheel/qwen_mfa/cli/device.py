@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from qwen_mfa.errors import LibraryError
 from qwen_mfa.native import library
-from qwen_mfa.problem import MLX_DTYPES
+from qwen_mfa.problem import MLX_DTYPES, PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,13 +34,14 @@ def is_gpu() -> bool:
 def peak_rate(dtype: str) -> float | None:
     """Return the operations a second that the default device can reach, or ``None``.
 
-    On a CPU: independent multiply-adds, as the native library counts them. On a GPU: the product
+    On a CPU: independent multiply-adds of ``dtype`` with the fastest unit for them, as the native
+    library counts them. On a GPU: the product
     of two square matrices of ``dtype`` through MLX, which is what attention is made of there.
     """
     if is_gpu():
         return _product_rate(dtype)
     try:
-        return library.load().peak()
+        return library.load().peak(PRECISIONS[dtype])
     except LibraryError:
         return None
 

@@ -44,6 +44,7 @@ REQUIRED = (
 PORTABLE = ("mfa_portable_attention", "mfa_portable_describe")
 ABI_VERSION = (1, 0, 0)
 PORTABLE_ABI = "1"
+FP32 = 2  # of mfa_precision_t
 _MAX_MANIFEST_BYTES = 16 << 20
 
 
@@ -88,17 +89,19 @@ class Library:
         facts = dict(word.split("=", 1) for word in words.split() if "=" in word)
         return {**facts, "error": error.rstrip('"')} if error else facts
 
-    def peak(self, threads: int = 0) -> float | None:
+    def peak(self, precision: int = FP32, threads: int = 0) -> float | None:
         """Measure the machine's multiply-add peak in FLOP/s; ``None`` where it cannot be.
 
         Args:
+            precision: Of the factors, as the C interface counts them; sums are FP32.
             threads: At most so many threads; 0 means all that the process may use.
 
         """
-        if not hasattr(self.lib, "mfa_portable_peak"):
+        if not hasattr(self.lib, "mfa_portable_peak_of"):
             return None
         out = ffi().new("double *")
-        return float(out[0]) if self.lib.mfa_portable_peak(threads, out) == 0 else None
+        code = self.lib.mfa_portable_peak_of(precision, threads, out)
+        return float(out[0]) if code == 0 else None
 
     def check(self, function: str, code: int) -> None:
         """Raise `NativeError` with the library's own text unless ``code`` is zero."""

@@ -106,7 +106,8 @@ def collect(
     under_way: Case | None = None
     kept = False
     try:
-        for case in cases:
+        for measured in cases:
+            case = records.with_honest_peak(measured)
             under_way = None if case.complete else case
             kept = _keep(report, args, case)
             if case.complete:

@@ -202,5 +202,26 @@ def as_markdown(cases: Sequence[Case]) -> str:
     )
 
 
+def with_honest_peak(case: Case) -> Case:
+    """Report a peak below what a contestant reached as the error that it is, and show none.
+
+    Rates count every key, so masks that hide some say nothing about the peak.
+    """
+    reached, name = max(((x.gflops or 0.0, x.contestant) for x in case.entries), default=(0.0, ""))
+    if case.peak_gflops is None or case.mask != "none" or reached <= case.peak_gflops:
+        return case
+    error = (
+        f"ERROR: {name} reached {rate(reached)}, more than the peak of {case.peak_means} measured "
+        f"beside it ({rate(case.peak_gflops)}): that was no peak, and none is shown. Measure again "
+        "with nothing else running."
+    )
+    return replace(
+        case,
+        peak_gflops=None,
+        entries=tuple(replace(entry, of_peak=None) for entry in case.entries),
+        conclusions={**case.conclusions, "peak": error},
+    )
+
+
 def _sentences(case: Case) -> list[str]:
     return [text for text in case.conclusions.values() if isinstance(text, str)]

@@ -2,18 +2,19 @@
  * The machine's multiply-add peak, to measure the engine against.
  *
  * Chains of fused multiply-adds in assembly, independent of each other and more of them than
- * latency times throughput of any current core needs (12); a compiler would fold plain C ones.
+ * latency times throughput of any current core needs (12); a compiler would fold plain C ones. For
+ * BF16 inputs also chains of products of pairs, and tiles of them, where the processor has those.
  */
 #include "../include/mfa_ffi.h"
 
 #include "../driver/cpu.h"
-#include "handles.h"
 #include "../driver/threads.h"
+#include "handles.h"
 
 #include <stdatomic.h>
 #include <string.h>
 
-enum { STEPS = 400000 };
+enum { STEPS = 400000, MAX_LOOPS = 4 };
 
 typedef double (*peak_loop)(void); /* returns the operations done */
 
@@ -53,14 +54,69 @@ static double peak_avx512(void)
     return 14.0 * 16 * 2 * STEPS;
 }
 
-static unsigned loops(peak_loop found[2])
+/* x = x + 0 * 0 + 0 * 0, from x = 1. */
+static double peak_pairs(void)
+{
+    static const float one = 1.0f, zero = 0.0f;
+    long steps = STEPS;
+    /* clang-format off */
+#define PAIRS(V, n) "vdpbf16ps %%" V "14, %%" V "14, %%" V #n "\n"
+    /* clang-format on */
+    __asm__ volatile(TIMES_14(START, "zmm") "vbroadcastss %2, %%zmm14\n"
+                                            "1:\n" TIMES_14(PAIRS, "zmm") "sub $1, %0\n"
+                                                                          "jnz 1b\n"
+                                                                          "vzeroupper\n"
+                     : "+r"(steps)
+                     : "m"(one), "m"(zero)
+                     : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
+                       "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "cc");
+    return 14.0 * 32 * 2 * STEPS;
+}
+
+#if MFA_HAS_TILES
+/* Six tiles of sums, to which each step adds 16 x 16 products of 32 ones. */
+static double peak_tiles(void)
+{
+    enum { TILE_STEPS = STEPS / 8 };
+    uint16_t ones[16 * 32];
+    long steps = TILE_STEPS;
+    mfa_tile_state before;
+    for (int i = 0; i < 16 * 32; i++)
+        ones[i] = 0x3f80;
+    mfa_kernels_amx.enter(&before);
+    __asm__ volatile("tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n"
+                     "tilezero %%tmm3\n tilezero %%tmm4\n tilezero %%tmm5\n"
+                     "tileloadd (%1, %2, 1), %%tmm6\n"
+                     "tileloadd (%1, %2, 1), %%tmm7\n"
+                     "1:\n"
+                     "tdpbf16ps %%tmm7, %%tmm6, %%tmm0\n tdpbf16ps %%tmm7, %%tmm6, %%tmm1\n"
+                     "tdpbf16ps %%tmm7, %%tmm6, %%tmm2\n tdpbf16ps %%tmm7, %%tmm6, %%tmm3\n"
+                     "tdpbf16ps %%tmm7, %%tmm6, %%tmm4\n tdpbf16ps %%tmm7, %%tmm6, %%tmm5\n"
+                     "sub $1, %0\n"
+                     "jnz 1b\n"
+                     : "+r"(steps)
+                     : "r"(ones), "r"(64L)
+                     : "cc", "memory");
+    mfa_kernels_amx.leave(&before);
+    return 6.0 * 16 * 16 * 32 * 2 * TILE_STEPS;
+}
+#endif
+
+static unsigned loops(int precision, peak_loop found[MAX_LOOPS])
 {
     const char *features = mfa_cpu_features();
+    const bool bf16 = precision == MFA_PRECISION_BF16;
     unsigned count = 0;
     if (strstr(features, "fma"))
         found[count++] = peak_avx2;
     if (strstr(features, "avx512f"))
         found[count++] = peak_avx512;
+    if (bf16 && mfa_kernels_avx512bf16.usable())
+        found[count++] = peak_pairs;
+#if MFA_HAS_TILES
+    if (bf16 && mfa_kernels_amx.usable())
+        found[count++] = peak_tiles;
+#endif
     return count;
 }
 
@@ -85,16 +141,18 @@ static double peak_neon(void)
     return 16.0 * 4 * 2 * STEPS;
 }
 
-static unsigned loops(peak_loop found[2])
+static unsigned loops(int precision, peak_loop found[MAX_LOOPS])
 {
+    (void)precision;
     found[0] = peak_neon;
     return 1;
 }
 
 #else
 
-static unsigned loops(peak_loop found[2])
+static unsigned loops(int precision, peak_loop found[MAX_LOOPS])
 {
+    (void)precision;
     (void)found;
     return 0;
 }
@@ -118,13 +176,14 @@ static void run(void *argument, unsigned index)
     }
 }
 
-mfa_error_t mfa_portable_peak(uint32_t max_threads, double *flops_per_second)
+mfa_error_t mfa_portable_peak_of(int32_t input_precision, uint32_t max_threads,
+                                 double *flops_per_second)
 {
     mfa_setup setup;
-    peak_loop found[2];
-    if (!flops_per_second || !mfa_setup_read(&setup))
+    peak_loop found[MAX_LOOPS];
+    if (!flops_per_second || !mfa_precision_size(input_precision) || !mfa_setup_read(&setup))
         return MFA_ERROR_INVALID_ARGS;
-    unsigned count = loops(found);
+    unsigned count = loops(input_precision, found);
     if (count == 0)
         return MFA_ERROR_DEVICE_NOT_SUPPORTED;
     unsigned threads = setup.threads;

@@ -61,10 +61,10 @@ mfa_error_t mfa_portable_describe(char *text, size_t size)
     mfa_setup setup;
     bool good = mfa_setup_read(&setup);
     char line[256];
-    int length =
-        snprintf(line, sizeof line, "abi=%d isa=%s threads=%u features=%s%s%s%s", MFA_PORTABLE_ABI,
-                 good ? setup.kernels->name : "none", setup.threads, mfa_cpu_features(),
-                 good ? "" : " error=\"", setup.error, good ? "" : "\"");
+    int length = snprintf(line, sizeof line, "abi=%d isa=%s bf16=%s threads=%u features=%s%s%s%s",
+                          MFA_PORTABLE_ABI, good ? setup.kernels->name : "none",
+                          good ? setup.bf16->name : "none", setup.threads, mfa_cpu_features(),
+                          good ? "" : " error=\"", setup.error, good ? "" : "\"");
     if (!text || length < 0 || (size_t)length >= size)
         return MFA_ERROR_INVALID_ARGS;
     memcpy(text, line, (size_t)length + 1);

@@ -71,8 +71,10 @@ static void pack_queries(const block *b)
             rows[r] = mfa_row_of(&p->q, at.batch, at.head, at.query);
         }
         mfa_source from = {rows, count, p->head_dim, p->q.stride[3], p->q.precision};
-        float *strip = b->scratch->queries + first * p->head_dim;
-        if (b->plan->packed.paired)
+        float *strip = b->scratch->queries + first * b->plan->packed.key_floats;
+        if (b->plan->kernels->tiles)
+            b->plan->kernels->pack_queries(strip, &from);
+        else if (b->plan->packed.paired)
             b->plan->kernels->pack_pairs(strip, mr, &from);
         else
             b->plan->kernels->pack_columns(strip, mr, &from, p->scale * MFA_LOG2E);
@@ -177,8 +179,8 @@ static void attend_strip(block *b, size_t strip, size_t first_key)
         return;
     }
     mfa_strip s = {
-        .queries = b->scratch->queries + strip * mr * p->head_dim,
-        .keys = b->slot->keys + first_key * p->head_dim,
+        .queries = b->scratch->queries + strip * mr * plan->packed.key_floats,
+        .keys = b->slot->keys + first_key * plan->packed.key_floats,
         .values = b->slot->values,
         .first = first_key,
         .weights = b->scratch->weights,

@@ -4,6 +4,9 @@
 
 #include "cpu.h"
 
+#include "../include/mfa_ffi.h"
+#include "fastest.h"
+
 #include <errno.h>
 #include <limits.h>
 #include <pthread.h>
@@ -19,9 +22,7 @@
 
 static const mfa_kernels *const all_kernels[] = {
 #if defined(__x86_64__)
-    &mfa_kernels_avx512bf16,
-    &mfa_kernels_avx512,
-    &mfa_kernels_avx2,
+    &mfa_kernels_amx,     &mfa_kernels_avx512, &mfa_kernels_avx512bf16, &mfa_kernels_avx2,
 #elif defined(__aarch64__)
     &mfa_kernels_neon,
 #endif
@@ -29,12 +30,31 @@ static const mfa_kernels *const all_kernels[] = {
 };
 enum { KERNEL_COUNT = sizeof all_kernels / sizeof *all_kernels };
 
-static const mfa_kernels *fastest_usable(void)
+/*
+ * What is best is measured, once per process and precision; the order above is that of preference.
+ * Plain C is for machines that have nothing else.
+ */
+static const mfa_kernels *fastest_for(int precision)
 {
-    for (int i = 0; i < KERNEL_COUNT; i++)
-        if (all_kernels[i]->usable())
-            return all_kernels[i];
-    return &mfa_kernels_generic;
+    const mfa_kernels *usable[KERNEL_COUNT];
+    unsigned count = 0;
+    for (int i = 0; i < KERNEL_COUNT; i++) {
+        const mfa_kernels *k = all_kernels[i];
+        /* These are about BF16, and otherwise as AVX-512 is. */
+        const bool same = precision != MFA_PRECISION_BF16 && (k->tiles || k->pairs);
+        if (!same && k->usable() && (count == 0 || k != &mfa_kernels_generic))
+            usable[count++] = k;
+    }
+    return mfa_fastest(usable, count, precision);
+}
+
+static const mfa_kernels *fastest, *fastest_bf16;
+static pthread_once_t fastest_once = PTHREAD_ONCE_INIT;
+
+static void find_fastest(void)
+{
+    fastest = fastest_for(MFA_PRECISION_FP32);
+    fastest_bf16 = fastest_for(MFA_PRECISION_BF16);
 }
 
 static const mfa_kernels *usable_by_name(const char *name)
@@ -58,10 +78,11 @@ static void list_usable(char *text, size_t size)
 const char *mfa_cpu_features(void)
 {
 #if defined(__x86_64__)
-    return mfa_kernels_avx512bf16.usable() ? "sse2,avx2,fma,f16c,avx512f,avx512bf16"
-           : mfa_kernels_avx512.usable()   ? "sse2,avx2,fma,f16c,avx512f"
-           : mfa_kernels_avx2.usable()     ? "sse2,avx2,fma,f16c"
-                                           : "sse2";
+    return mfa_kernels_amx.usable()          ? "sse2,avx2,fma,f16c,avx512f,avx512bf16,amx_bf16"
+           : mfa_kernels_avx512bf16.usable() ? "sse2,avx2,fma,f16c,avx512f,avx512bf16"
+           : mfa_kernels_avx512.usable()     ? "sse2,avx2,fma,f16c,avx512f"
+           : mfa_kernels_avx2.usable()       ? "sse2,avx2,fma,f16c"
+                                             : "sse2";
 #elif defined(__aarch64__)
     return "neon";
 #else
@@ -247,10 +268,12 @@ static bool kernels_wanted(mfa_setup *setup)
 {
     const char *name = environment.isa;
     if (!*name) {
-        setup->kernels = fastest_usable();
+        pthread_once(&fastest_once, find_fastest);
+        setup->kernels = fastest;
+        setup->bf16 = fastest_bf16;
         return true;
     }
-    setup->kernels = usable_by_name(name);
+    setup->kernels = setup->bf16 = usable_by_name(name);
     if (setup->kernels)
         return true;
     char usable[64];

@@ -10,6 +10,7 @@ enum { MFA_MAX_THREADS = 256 };
 
 typedef struct {
     const mfa_kernels *kernels; /* null when the environment cannot be followed */
+    const mfa_kernels *bf16;    /* the same, for inputs of that precision */
     unsigned threads;           /* never more than affinity, cgroup quota and user allow */
     char error[160];            /* cause and remedy, when there is one */
 } mfa_setup;

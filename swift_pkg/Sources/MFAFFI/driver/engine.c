@@ -3,6 +3,7 @@
 
 #include "../include/mfa_ffi.h"
 #include "block.h"
+#include "engine.h"
 #include "plan.h"
 #include "share.h"
 #include "threads.h"
@@ -40,12 +41,30 @@ static void run_task(mfa_plan *plan, size_t task, mfa_scratch *scratch)
 static void work(void *argument, unsigned index)
 {
     mfa_plan *plan = argument;
+    const mfa_kernels *kernels = plan->kernels;
+    mfa_tile_state before;
+    if (kernels->tiles)
+        kernels->enter(&before);
     while (index == 0 || !mfa_pool_contended()) {
         size_t task = atomic_fetch_add_explicit(&plan->next_task, 1, memory_order_relaxed);
         if (task >= plan->tasks)
-            return;
+            break;
         run_task(plan, task, &plan->scratch[index]);
     }
+    if (kernels->tiles)
+        kernels->leave(&before);
+}
+
+int mfa_engine_run_alone(const mfa_problem *problem, const mfa_kernels *kernels,
+                         mfa_workspace *workspace)
+{
+    const mfa_setup setup = {.kernels = kernels, .bf16 = kernels, .threads = 1};
+    mfa_plan plan;
+    if (!mfa_plan_make(&plan, problem, &setup, workspace))
+        return MFA_ERROR_MEMORY_ALLOCATION;
+    work(&plan, 0);
+    mfa_workspace_return(workspace, plan.memory);
+    return MFA_SUCCESS;
 }
 
 int mfa_engine_run(const mfa_problem *problem, mfa_workspace *workspace)

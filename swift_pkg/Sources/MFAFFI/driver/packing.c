@@ -45,7 +45,7 @@ void mfa_unit_pack(const mfa_plan *plan, size_t unit, size_t number, mfa_slot *s
     }
     mfa_source keys = {key_rows, count, p->head_dim, p->k.stride[3], p->k.precision};
     mfa_source values = {value_rows, count, p->value_dim, p->v.stride[3], p->v.precision};
-    float *tile = slot->keys + first * p->head_dim;
+    float *tile = slot->keys + first * plan->packed.key_floats;
     if (plan->packed.paired)
         plan->kernels->pack_pairs(tile, nr, &keys);
     else

@@ -23,6 +23,15 @@ static void choose_threads(mfa_plan *plan, const mfa_setup *setup)
         plan->threads = (unsigned)useful;
 }
 
+static void choose_kernels(mfa_plan *plan, const mfa_setup *setup)
+{
+    enum { HALF_A_CHUNK = 16 }; /* of 32 elements: less is mostly zeros */
+    const bool bf16 = plan->problem->q.precision == MFA_PRECISION_BF16;
+    plan->kernels = bf16 ? setup->bf16 : setup->kernels;
+    if (plan->kernels->tiles && (!bf16 || plan->decodes || plan->problem->head_dim < HALF_A_CHUNK))
+        plan->kernels = plan->kernels->otherwise;
+}
+
 void *mfa_arena_take(mfa_arena *a, size_t count, size_t size)
 {
     size_t bytes, end;
@@ -39,9 +48,9 @@ void *mfa_arena_take(mfa_arena *a, size_t count, size_t size)
 
 mfa_scratch mfa_scratch_take(const mfa_plan *plan, mfa_arena *a, mfa_scratch_rows rows)
 {
-    const mfa_problem *p = plan->problem;
+    const size_t row_floats = plan->decodes ? plan->problem->head_dim : plan->packed.key_floats;
     mfa_scratch s = {
-        .queries = mfa_arena_take(a, rows.block, p->head_dim * sizeof(float)),
+        .queries = mfa_arena_take(a, rows.block, row_floats * sizeof(float)),
         .output = mfa_arena_take(a, rows.block, (2 + plan->padded_value_dim) * sizeof(float)),
         .weights = mfa_arena_take(a, rows.strip, MFA_MAX_KEY_BLOCK * sizeof(float)),
         .biases = mfa_arena_take(a, rows.strip, MFA_MAX_KEY_BLOCK * sizeof(float)),
@@ -79,13 +88,13 @@ bool mfa_plan_make(mfa_plan *plan, const mfa_problem *problem, const mfa_setup *
 {
     memset(plan, 0, sizeof *plan);
     plan->problem = problem;
-    plan->kernels = setup->kernels;
     plan->group = problem->heads_q / problem->heads_kv;
     plan->units = (size_t)problem->batch * problem->heads_kv;
     plan->rows = (size_t)plan->group * problem->seq_q;
+    plan->decodes = mfa_decode_plan_fits(plan);
+    choose_kernels(plan, setup);
     plan->padded_value_dim = mfa_padded_dim(problem->value_dim, plan->kernels->lanes);
     plan->shrink = mfa_shrink(problem->seq_kv);
-    plan->decodes = mfa_decode_plan_fits(plan);
     choose_threads(plan, setup);
     if (plan->decodes)
         mfa_decode_plan_choose(plan);

@@ -40,6 +40,7 @@ typedef struct {
     uint32_t key_block;        /* keys visited at a time */
     size_t tiles, chunks; /* of keys: what is packed at a time, what a task of packing packs */
     size_t padded_keys, panel_stride;
+    size_t key_floats, value_floats; /* that one key takes */
     size_t slot_count, lookahead, head_tasks;
     bool selects; /* one mask row serves all rows of a unit: drop the keys it removes */
     bool paired; /* queries and keys are packed as BF16 pairs */

@@ -9,11 +9,20 @@ enum {
     CHUNK_TILES = 16,
 };
 
+static void choose_floats(mfa_plan *plan)
+{
+    plan->packed.key_floats = plan->problem->head_dim;
+    plan->packed.value_floats = plan->padded_value_dim;
+    if (plan->kernels->tiles) {
+        plan->packed.key_floats = mfa_round_up(plan->problem->head_dim, 32) / 2;
+        plan->packed.value_floats = plan->padded_value_dim / 2;
+    }
+}
+
 static void choose_blocks(mfa_plan *plan)
 {
     const mfa_problem *p = plan->problem;
     const size_t mr = plan->kernels->mr, nr = plan->kernels->nr;
-    const size_t dims = (size_t)p->head_dim + plan->padded_value_dim;
     mfa_packed_plan *packed = &plan->packed;
 
     /* Enough blocks for threads to share evenly, few enough to reuse each key block. */
@@ -25,10 +34,10 @@ static void choose_blocks(mfa_plan *plan)
     packed->block_rows = mfa_round_up(mfa_ceil_div(plan->rows, blocks), mr);
     packed->blocks = mfa_ceil_div(plan->rows, packed->block_rows);
 
-    size_t keys = BLOCK_FLOATS / dims / nr * nr;
+    size_t keys = BLOCK_FLOATS / (packed->key_floats + packed->value_floats) / nr * nr;
     packed->key_block = (uint32_t)mfa_smaller(mfa_larger(keys, nr), MFA_MAX_KEY_BLOCK);
     packed->padded_keys = mfa_round_up(p->seq_kv, nr);
-    packed->panel_stride = packed->padded_keys * nr;
+    packed->panel_stride = packed->padded_keys * nr / (plan->kernels->tiles ? 2 : 1);
     packed->tiles = packed->padded_keys / nr;
     /* At least one, even of no tiles: it is a chunk that selects the unit's keys. */
     packed->chunks = mfa_larger(mfa_ceil_div(packed->tiles, CHUNK_TILES), 1);
@@ -51,6 +60,7 @@ void mfa_packed_plan_choose(mfa_plan *plan)
                            (p->mask.stride[2] == 0 || p->seq_q == 1) &&
                            (p->mask.stride[1] == 0 || plan->group == 1);
     plan->packed.paired = plan->kernels->pairs && p->q.precision == MFA_PRECISION_BF16;
+    choose_floats(plan);
     choose_blocks(plan);
     choose_tasks(plan);
 }
@@ -65,8 +75,8 @@ void mfa_packed_plan_lay_out(mfa_plan *plan, mfa_arena *a)
     for (size_t i = 0; i < plan->packed.slot_count && !a->overflow; i++) {
         const size_t listed = plan->packed.selects ? keys : 0;
         mfa_slot slot = {
-            .keys = mfa_arena_take(a, keys, p->head_dim * sizeof(float)),
-            .values = mfa_arena_take(a, keys, plan->padded_value_dim * sizeof(float)),
+            .keys = mfa_arena_take(a, keys, plan->packed.key_floats * sizeof(float)),
+            .values = mfa_arena_take(a, keys, plan->packed.value_floats * sizeof(float)),
             .index = mfa_arena_take(a, listed, sizeof(uint32_t)),
             .biases = mfa_arena_take(a, listed, sizeof(float)),
             .key_count = p->seq_kv,

@@ -379,18 +379,22 @@ typedef struct {
 mfa_error_t mfa_portable_attention(mfa_context_t context, const mfa_portable_args_t *args);
 
 /*
- * One line of key=value, NUL-terminated: "abi=1 isa=avx2 threads=2 features=avx2,fma,f16c". With
- * an environment that cannot be followed, isa=none and a last pair error="cause and remedy".
+ * One line of key=value, NUL-terminated: "abi=1 isa=avx512 bf16=amx threads=2 features=…", the
+ * kernels of calls with FP32 and FP16 inputs, and of those with BF16. Which are the fastest here is
+ * measured once, on first need, in some milliseconds, unless QWEN_MFA_ISA names them. With an
+ * environment that cannot be followed, isa=none and a last pair error="cause and remedy".
  * Error 1 if text is null or size is too small (256 always suffices); text is then untouched.
  */
 mfa_error_t mfa_portable_describe(char *text, size_t size);
 
 /*
- * Measures the single-precision multiply-add peak of up to max_threads threads (0: all that the
- * process may use), in floating-point operations a second, a fused one counted as two. Takes some
- * tens of milliseconds. Error 3 where there is no loop for this CPU; error 1 as in describe.
+ * Measures the peak of up to max_threads threads (0: all that the process may use) at products of
+ * inputs of that precision, summed in single precision: floating-point operations a second, a fused
+ * one counted as two. Takes some tens of milliseconds. Error 3 where there is no loop for this CPU;
+ * error 1 for another precision, a null pointer, and an environment that cannot be followed.
  */
-mfa_error_t mfa_portable_peak(uint32_t max_threads, double *flops_per_second);
+mfa_error_t mfa_portable_peak_of(int32_t input_precision, uint32_t max_threads,
+                                 double *flops_per_second);
 
 #if defined(__GNUC__)
 #pragma GCC visibility pop

@@ -8,6 +8,12 @@
  *            of `lanes`), so that small dimensions waste little
  * Kernels with `pairs` keep BF16 queries and keys as they are: for queries and keys, read
  * [ceil(head_dim / 2)] pairs of neighbouring elements above, not multiplied by anything.
+ * Kernels with `tiles` take BF16 only, and have 16 pairs (with zeros where there are no more) where
+ * others have one element:
+ *   queries  per strip [ceil(head_dim / 32)][mr][16 pairs]
+ *   keys     per tile of `nr` keys [ceil(head_dim / 32) * 16 pairs][nr]
+ *   values   panels [padded keys / 2][columns]: pairs of keys, of each `nr` the first and the 17th,
+ *            the second and the 18th, and so on
  *   output   per strip, panels as for the values: [mr][width of the panel]
  * Scores are in units of log2; weights are 2^(score - the row's origin).
  */
@@ -19,12 +25,20 @@
 #include <stdint.h>
 
 enum {
-    MFA_MAX_MR = 16,  /* rows of a strip, at most */
+    MFA_MAX_MR = 32,  /* rows of a strip, at most */
     MFA_MAX_NR = 64,  /* keys of a tile, at most */
     MFA_MAX_LANES = 16,
     MFA_MAX_PREFETCH_RUNS = 4,
     MFA_MAX_KEY_BLOCK = 256, /* keys of a block; also the row length of a strip of weights */
 };
+
+/* Systems that give processes tiles on request, and compilers whose assemblers know them. */
+#if defined(__x86_64__) && defined(__linux__) &&                                                   \
+    ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11))
+#define MFA_HAS_TILES 1
+#else
+#define MFA_HAS_TILES 0
+#endif
 
 /*
  * Any origin will do for a row as long as nothing overflows, as FlashAttention-4 observed: so a row
@@ -113,14 +127,28 @@ typedef struct {
 } mfa_source;
 
 typedef struct {
+    unsigned char bytes[64];
+} mfa_tile_state; /* the shapes of a thread's tile registers */
+
+typedef struct mfa_kernels {
     const char *name;
     bool (*usable)(void);
     unsigned mr, nr, lanes;
     bool pairs; /* has a dot product of BF16 pairs: exact products, FP32 sums */
+    /*
+     * Products come from a tile unit; a thread that uses it enters, and leaves it as it was. Calls
+     * that are not of BF16, of few rows or very short ones go to `otherwise`.
+     */
+    bool tiles;
+    const struct mfa_kernels *otherwise;
+    void (*enter)(mfa_tile_state *before);
+    void (*leave)(const mfa_tile_state *before);
     /* tile[d * width + r] = factor * row r's element d; zeros up to the next full vector */
     void (*pack_columns)(float *tile, unsigned width, const mfa_source *from, float factor);
     /* the same for BF16 rows, in pairs; null without `pairs` */
     void (*pack_pairs)(float *tile, unsigned width, const mfa_source *from);
+    /* a strip of queries; null without `tiles` */
+    void (*pack_queries)(float *strip, const mfa_source *from);
     /* rows into value panels, from key `first` on */
     void (*pack_panels)(float *panels, size_t panel_stride, size_t first, const mfa_source *from);
     /* one row times a factor, contiguous */
@@ -143,7 +171,8 @@ typedef struct {
 
 extern const mfa_kernels mfa_kernels_generic;
 #if defined(__x86_64__)
-extern const mfa_kernels mfa_kernels_avx2, mfa_kernels_avx512, mfa_kernels_avx512bf16;
+extern const mfa_kernels mfa_kernels_avx2, mfa_kernels_avx512, mfa_kernels_avx512bf16,
+    mfa_kernels_amx;
 #elif defined(__aarch64__)
 extern const mfa_kernels mfa_kernels_neon;
 #endif

@@ -52,7 +52,10 @@ MFA_INLINE void store_columns(float *tile, unsigned width, vf v[MFA_LANES], unsi
 MFA_INLINE void pack_group(float *tile, unsigned width, const mfa_source *from, unsigned first,
                            float factor, const unsigned count, const unsigned group, const int as)
 {
-    const unsigned length = as == MFA_AS_PAIRS ? (from->length + 1) / 2 : from->length;
+    const unsigned pairs = (from->length + 1) / 2;
+    const unsigned length = as != MFA_AS_PAIRS ? from->length
+                            : MFA_TILES        ? mfa_padded_dim(pairs, MFA_LANES)
+                                               : pairs;
     const unsigned whole = in_vectors(from, as);
     vf v[MFA_LANES];
     unsigned d = 0;
@@ -86,6 +89,7 @@ MFA_INLINE void pack_rows(float *tile, unsigned width, const mfa_source *from, f
     }
 }
 
+#if !MFA_TILES
 static void pack_columns(float *tile, unsigned width, const mfa_source *from, float factor)
 {
     switch (from->precision) {
@@ -94,6 +98,7 @@ static void pack_columns(float *tile, unsigned width, const mfa_source *from, fl
     default: pack_rows(tile, width, from, factor, MFA_PRECISION_FP32); break;
     }
 }
+#endif
 
 #if MFA_PAIRS
 static void pack_pairs(float *tile, unsigned width, const mfa_source *from)
@@ -102,6 +107,45 @@ static void pack_pairs(float *tile, unsigned width, const mfa_source *from)
 }
 #endif
 
+#if MFA_TILES
+/* Pairs as they are in memory, 16 of each row after the other. */
+static void pack_queries(float *strip, const mfa_source *from)
+{
+    const unsigned pairs = (from->length + 1) / 2, whole = in_vectors(from, MFA_AS_PAIRS);
+    for (unsigned d = 0; d < pairs; d += MFA_LANES)
+        for (unsigned r = 0; r < MFA_MR; r++, strip += MFA_LANES)
+            v_store(strip, r >= from->count ? v_set1(0.0f)
+                           : d < whole      ? row_vector(from, r, d, MFA_AS_PAIRS)
+                                            : row_elements(from, r, d, MFA_AS_PAIRS));
+}
+
+/* The pair of vectors of keys `row` and `row` + 16, from `column` on. */
+MFA_INLINE vf value_pair(const mfa_source *from, unsigned row, unsigned column, unsigned whole)
+{
+    vf v[2];
+    MFA_UNROLL_FOR (unsigned j = 0; j < 2; j++) {
+        const unsigned key = row + j * MFA_LANES;
+        v[j] = key >= from->count ? v_set1(0.0f)
+               : column < whole   ? row_vector(from, key, column, MFA_PRECISION_BF16)
+                                  : row_elements(from, key, column, MFA_PRECISION_BF16);
+    }
+    return v_high_halves(v[0], v[1]);
+}
+
+static void pack_panels(float *panels, size_t panel_stride, size_t first, const mfa_source *from)
+{
+    const unsigned padded = mfa_padded_dim(from->length, MFA_LANES);
+    const unsigned whole = in_vectors(from, MFA_PRECISION_BF16);
+    for (unsigned r = 0; r < MFA_NR / 2; r++)
+        for (unsigned column = 0; column < padded; column += MFA_LANES) {
+            const unsigned start = column / MFA_NR * MFA_NR;
+            const unsigned width = padded - start < MFA_NR ? padded - start : MFA_NR;
+            float *panel = panels + column / MFA_NR * panel_stride;
+            v_store(panel + (first / 2 + r) * width + column % MFA_NR,
+                    value_pair(from, r, column, whole));
+        }
+}
+#else
 /* Elements of row `row` from `column` on, as many vectors as fill up to `end`. */
 MFA_INLINE void copy_row(float *to, const mfa_source *from, unsigned row, unsigned column,
                          unsigned end, const int as)
@@ -150,3 +194,4 @@ static void scale_row(float *row, const mfa_source *from, float factor)
     for (unsigned i = 0; i < from->length; i++)
         row[i] = factor * load_element(from->rows[0] + i * step, from->precision);
 }
+#endif

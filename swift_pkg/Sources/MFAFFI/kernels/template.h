@@ -19,6 +19,7 @@
  *   v_exponent(t)      2^n for t = 1.5 * 2^23 + 127 + n, exactly 0 for n = -127
  * and, with MFA_PAIRS 1,
  *   v_dot_pairs(a, b, c)  c + products of the BF16 pairs in a and b, whose type is vf all the same
+ * and, with MFA_TILES 1, what tiles.h takes: see amx.c
  */
 #include "../include/mfa_ffi.h"
 #include "kernels.h"
@@ -36,6 +37,9 @@
 #ifndef MFA_PAIRS
 #define MFA_PAIRS 0
 #define v_dot_pairs v_fma /* never reached */
+#endif
+#ifndef MFA_TILES
+#define MFA_TILES 0
 #endif
 #define MFA_NR (MFA_NV * MFA_LANES)
 #define MFA_PASTE_(a, b) a##b
@@ -137,8 +141,12 @@ enum { STEPS_A_LINE = 16 };
 
 MFA_INLINE size_t steps_to(size_t left) { return left < STEPS_A_LINE ? left : STEPS_A_LINE; }
 
+#if MFA_TILES
+#include "tiles.h"
+#else
 #include "attend.h"
 #include "decode.h"
+#endif
 #include "pack.h"
 
 /* ---- results ---- */
@@ -188,13 +196,21 @@ const mfa_kernels MFA_PASTE(mfa_kernels_, MFA_ISA) = {
     .pairs = true,
     .pack_pairs = pack_pairs,
 #endif
+#if MFA_TILES
+    .tiles = true,
+    .otherwise = &mfa_kernels_avx512,
+    .enter = enter,
+    .leave = leave,
+    .pack_queries = pack_queries,
+#else
     .pack_columns = pack_columns,
-    .pack_panels = pack_panels,
     .scale_row = scale_row,
-    .attend = attend,
-    .gather = gather,
     .decode_scores = decode_scores,
     .decode_softmax = decode_softmax,
     .decode_values = decode_values,
+#endif
+    .pack_panels = pack_panels,
+    .attend = attend,
+    .gather = gather,
     .store = store,
 };

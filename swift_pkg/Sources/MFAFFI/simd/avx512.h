@@ -1,6 +1,8 @@
 /* The vocabulary of template.h for AVX-512 F and DQ. */
 #define MFA_LANES 16
+#ifndef MFA_MR
 #define MFA_MR 12
+#endif
 #define MFA_NV 2
 #define MFA_PREFETCH_STEPS 8
 #define MFA_SCALES 1

@@ -413,3 +413,30 @@ def test_the_projection_is_amdahl_s() -> None:
     assert result.projected_gain == pytest.approx(1 / (0.5 + 0.5 / 5))
     assert result.projected_step == pytest.approx(10 / 2 * 60 * (0.5 + 0.5 / 5))
     assert result.step_gain == pytest.approx(10 / 7)
+
+
+@pytest.mark.parametrize(("mask", "kept"), [("none", None), ("padding", 100.0)])
+def test_a_peak_below_what_a_contestant_reached_is_an_error(mask: str, kept: float | None) -> None:
+    spread = Spread.of([1.0])
+    entries = tuple(
+        records.Entry(contestant=name, seconds=spread, gflops=gflops, of_peak=gflops / 100)
+        for name, gflops in (("slow", 50.0), ("fast", 101.0))
+    )
+    sizes = {"B": 1, "H": 1, "Sq": 8, "Skv": 8, "D": 8}
+    case = records.Case(
+        shape="x", sizes=sizes, dtype="float32", mask=mask, peak_gflops=100.0, entries=entries
+    )
+    found = records.with_honest_peak(case)
+    assert found.peak_gflops == kept
+    assert [x.of_peak for x in found.entries] == ([None, None] if kept is None else [0.5, 1.01])
+    text = records.as_text([found])
+    assert ("ERROR: fast reached 101.0 GFLOP/s" in text) == (kept is None)
+
+
+def test_a_peak_that_holds_is_shown() -> None:
+    entry = records.Entry(contestant="x", seconds=Spread.of([1.0]), gflops=99.0, of_peak=0.99)
+    sizes = {"B": 1, "H": 1, "Sq": 8, "Skv": 8, "D": 8}
+    case = records.Case(
+        shape="x", sizes=sizes, dtype="float32", mask="none", peak_gflops=100.0, entries=(entry,)
+    )
+    assert records.with_honest_peak(case) is case

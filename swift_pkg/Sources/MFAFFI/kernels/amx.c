@@ -1,0 +1,107 @@
+/*
+ * AMX: BF16 products in tiles of 16 x 16 sums, for strips of 32 x 32. Linux asks for permission
+ * first, once per process; where it is refused, this set is not there.
+ */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* syscall */
+#endif
+
+#include "kernels.h"
+
+#if MFA_HAS_TILES
+
+#include <cpuid.h>
+#include <immintrin.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* The processor has tiles, and the system saves them. */
+static bool has_tiles(void)
+{
+    enum { OSXSAVE = 1 << 27, AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, TILE_STATE = 3 << 17 };
+    unsigned a, b, c, d, enabled, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE))
+        return false;
+    __asm__ volatile("xgetbv" : "=a"(enabled), "=d"(high) : "c"(0));
+    return (enabled & TILE_STATE) == TILE_STATE && __get_cpuid_count(7, 0, &a, &b, &c, &d) &&
+           (d & AMX_BF16) && (d & AMX_TILE);
+}
+
+static bool find_out(void)
+{
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM, of asm/prctl.h */
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx2") &&
+           __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") && has_tiles() &&
+           syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+
+static bool usable(void)
+{
+    static atomic_int known; /* 0: not yet; a system call is dear beside a small attention */
+    int found = atomic_load_explicit(&known, memory_order_relaxed);
+    if (found == 0) {
+        found = find_out() ? 1 : -1;
+        atomic_store_explicit(&known, found, memory_order_relaxed);
+    }
+    return found > 0;
+}
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx2,fma,f16c"))),   \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx2,fma,f16c")
+#endif
+
+#define MFA_ISA amx
+#define MFA_ISA_NAME "amx"
+#define MFA_PAIRS 1
+#define MFA_TILES 1
+#define MFA_MR 32
+#include "../simd/avx512.h"
+
+/* The low half of each lane: the high half of a's; the high half: that of b's. */
+V_INLINE vf v_high_halves(vf a, vf b)
+{
+    return _mm512_castsi512_ps(_mm512_mask_blend_epi16(
+        0xaaaaaaaau, _mm512_srli_epi32(_mm512_castps_si512(a), 16), _mm512_castps_si512(b)));
+}
+
+/* Rounds to the precision of BF16, halves away from 0. A NaN may come out as anything. */
+V_INLINE vf v_rounded_up(vf v)
+{
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(0x8000)));
+}
+
+V_INLINE vf v_without_low(vf v)
+{
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32((int)0xffff0000u)));
+}
+
+V_INLINE vf v_minus(vf v) { return _mm512_xor_ps(v, _mm512_set1_ps(-0.0f)); }
+
+#include "template.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#elif defined(__x86_64__)
+
+static bool usable(void) { return false; } /* this system or compiler has no tiles */
+
+const mfa_kernels mfa_kernels_amx = {.name = "amx", .usable = usable};
+
+#else
+typedef int mfa_no_amx_here; /* an empty translation unit is not ISO C */
+#endif
