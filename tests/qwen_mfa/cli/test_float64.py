@@ -50,6 +50,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "SIDE", 64)
     monkeypatch.setattr(precision, "ON_GPU", (2, 4))
     monkeypatch.setattr(doctor, "IMAGES", {"small": 80})
+    monkeypatch.setattr(doctor, "ALSO", {"small": "bfloat16"})
 
 
 # --- the stand-in ------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ FATAL = {
     "a CPU pointer for a buffer": "",
     "head_dim 0": "",
 }
+# What lies at the pointer decides: it ends the process, or the library refuses what it reads.
+UNDEFINED = {"a CPU pointer for a buffer"}
 # Where it is the library that does not do it: our repair of it, and the same without our check.
 OTHERWISE = {"the encoder defect", "16-bit output, without the check"}
 
@@ -94,7 +96,7 @@ def test_what_ends_a_process_on_a_mac_ends_it_here(name: str) -> None:
         env=os.environ | {"SOFTWARE_METAL_CHECK": "1"}, check=False, capture_output=True, text=True,
         timeout=120,
     )  # fmt: skip
-    assert done.returncode < 0
+    assert done.returncode < 0 or (name in UNDEFINED and "NativeError" in done.stderr)
     assert FATAL[name] in done.stderr
     assert "survived" not in done.stdout
 
