@@ -84,7 +84,7 @@ import Testing
     let line = String(
       decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
     let keys = line.split(separator: " ").map { $0.split(separator: "=")[0] }
-    #expect(keys == ["abi", "isa", "threads", "features"])
+    #expect(keys == ["abi", "isa", "bf16", "threads", "features"])
     #expect(mfa_portable_describe(&text, 3) == MFA_ERROR_INVALID_ARGS.asCode)
   }
 
