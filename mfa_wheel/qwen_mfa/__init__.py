@@ -1,6 +1,9 @@
 """Attention for Qwen-Image in MLX: a native kernel where it is right and faster, else MLX's.
 
 Importing this package opens no library and asks no device; that happens on the first use.
+
+Public are the names here, and those of `qwen_mfa.qwen_image` and `qwen_mfa.integrations.mflux`.
+Every other module may change in any release.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -37,3 +39,14 @@ def test_example(
     for test in tests:
         runner.run(test, out=said.append)
     assert not runner.failures, "".join(said)
+
+
+PUBLIC = {".", "qwen_image", "integrations", "integrations/mflux"}
+HOME = Path(qwen_mfa.__file__).parent
+
+
+@pytest.mark.parametrize("file", sorted(HOME.rglob("__init__.py")), ids=lambda x: x.parent.name)
+def test_a_package_that_is_not_public_says_so(file: Path) -> None:
+    says = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    is_public = file.parent.relative_to(HOME).as_posix() in PUBLIC
+    assert is_public != ("Not part of the public API" in says)

@@ -3,6 +3,8 @@
 Only the command that is asked for is imported, and MLX with it: the rest works without.
 argparse, since a library (click took three times as long to import) would add to the start of every
 command, and nothing here needs one.
+
+Not part of the public API: what is here may change in any release.
 """
 
 from __future__ import annotations

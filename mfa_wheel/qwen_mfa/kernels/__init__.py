@@ -1,1 +1,4 @@
-"""The candidate kernels, one file each."""
+"""The candidate kernels, one file each.
+
+Not part of the public API: what is here may change in any release.
+"""

@@ -1,1 +1,4 @@
-"""Whether a kernel is faster than MLX's, on this machine."""
+"""Whether a kernel is faster than MLX's, on this machine.
+
+Not part of the public API: what is here may change in any release.
+"""

@@ -1,4 +1,7 @@
-"""Measure on this machine: ratios taken side by side, with their noise, never a single number."""
+"""Measure on this machine: ratios taken side by side, with their noise, never a single number.
+
+Not part of the public API: what is here may change in any release.
+"""
 
 from __future__ import annotations
 

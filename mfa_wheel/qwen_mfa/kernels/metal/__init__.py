@@ -1,6 +1,8 @@
 """The Metal engine as two candidates, which differ in what they keep between their steps.
 
 Importing this package imports no Metal, opens no library and asks no device.
+
+Not part of the public API: what is here may change in any release.
 """
 
 from __future__ import annotations
