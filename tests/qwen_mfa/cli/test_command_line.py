@@ -116,3 +116,8 @@ def test_where_reports_go_is_what_the_project_s_metadata_say(
         found["Project-URL"] = url
     monkeypatch.setattr(info.importlib.metadata, "metadata", lambda _name: found)
     assert info.report_to() == says
+
+
+@pytest.mark.parametrize("given", ["there/picture", "there/picture.png", "there/picture.svg"])
+def test_a_picture_s_file_names_both(given: str) -> None:
+    assert common._prefix(given) == Path("there/picture")

@@ -53,6 +53,12 @@ class Progress:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
+def _prefix(text: str) -> Path:
+    """Read what pictures are called; who names one of the two files means both."""
+    path = Path(text)
+    return path.with_suffix("") if path.suffix in {".png", ".svg"} else path
+
+
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
@@ -65,7 +71,7 @@ def add_formats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
     parser.add_argument(
-        "--plot", type=Path, metavar="PREFIX", help="draw PREFIX.png and PREFIX.svg (matplotlib)"
+        "--plot", type=_prefix, metavar="PREFIX", help="draw PREFIX.png and PREFIX.svg (matplotlib)"
     )
 
 
