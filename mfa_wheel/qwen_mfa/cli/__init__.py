@@ -72,9 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: the command's; 2 for our own errors and for bad usage."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        status = _run(words)
-        if words[:1] != ["run"]:  # its streams are its program's own
-            sys.stdout.flush()
+        try:
+            status = _run(words)
+        finally:  # after --help, too, which ends in SystemExit
+            if words[:1] != ["run"]:  # its streams are its program's own
+                sys.stdout.flush()
     except QwenMfaError as error:
         print(f"qwen-mfa: {error}", file=sys.stderr)
         return 2

@@ -78,10 +78,11 @@ def test_an_interruption_while_a_command_is_imported(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_standard_output() -> None:
+@pytest.mark.parametrize("word", ["info", "--help", "--version"])
+def test_a_full_standard_output(word: str) -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "qwen_mfa", "info"],
+            [sys.executable, "-m", "qwen_mfa", word],
             stdout=full, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 1
