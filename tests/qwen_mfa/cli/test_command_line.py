@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from email.message import Message
@@ -80,9 +81,11 @@ def test_an_interruption_while_a_command_is_imported(monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("word", ["info", "--help", "--version"])
 def test_a_full_standard_output(word: str) -> None:
+    # Unbuffered, argparse does not look at what becomes of its help.
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "qwen_mfa", word],
+            [sys.executable, "-m", "qwen_mfa", word], env=env,
             stdout=full, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 1
