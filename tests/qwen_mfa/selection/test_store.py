@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from qwen_mfa import settings
 from qwen_mfa.selection import store
 from qwen_mfa.selection.store import Store
 from tests.qwen_mfa.conftest import python
@@ -225,8 +226,10 @@ def test_clocks_that_jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QWEN_MFA_CACHE_DIR", str(tmp_path))
+    settings.current.forget()
     assert store.folder() == tmp_path
     monkeypatch.delenv("QWEN_MFA_CACHE_DIR")
+    settings.current.forget()
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     places = {"linux": ".cache/qwen-mfa", "darwin": "Library/Caches/qwen-mfa"}

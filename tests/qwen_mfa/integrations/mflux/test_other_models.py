@@ -31,7 +31,7 @@ SIDE, TEXT = 6, 10
 def from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test inherit what another found out."""
     telemetry.start()
-    monkeypatch.setattr(integration, "_steps", {})
+    monkeypatch.setattr(integration._host, "_steps", {})
 
 
 def drawn(model: Any, dtype: mx.Dtype) -> Any:
