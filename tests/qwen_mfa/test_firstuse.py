@@ -27,5 +27,5 @@ os.waitpid(child, 0)
 
 def test_a_fork_waits_for_the_imports_of_a_first_use_and_says_nothing() -> None:
     """Without the wait the child hangs in the import; what is imported meanwhile has hooks too."""
-    done = python(IMPORTING, timeout=30)
+    done = python(IMPORTING, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "answered\n", "")

@@ -55,9 +55,9 @@ def test_the_time_limit_holds_for_a_grandchild_with_its_own_session(
     text = f"{GRANDCHILD}while not __import__('os').path.exists(sys.argv[1]): time.sleep(0.01)\n"
     command = [sys.executable, "-c", f"{text}time.sleep(60)", str(mark)]
     before = time.monotonic()
-    with pytest.raises(ToolError, match="ran longer than 3 s"):
-        process.run(command, timeout=3)
-    assert time.monotonic() - before < 15
+    with pytest.raises(ToolError, match="ran longer than 6 s"):
+        process.run(command, timeout=6)
+    assert time.monotonic() - before < 30
     assert "started" in process.log_file().read_text(encoding="utf-8")
     pid, deadline = int(mark.read_text()), time.monotonic() + 10
     while alive(pid):

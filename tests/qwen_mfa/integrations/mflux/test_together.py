@@ -181,7 +181,7 @@ def test_a_rank_that_is_stopped_ends_the_other(
     start = time.monotonic()
     started[victim].send_signal(number)
     ended = ranks.finish(started)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 50  # the watchdog alone would take a minute or more
     other = ended[1 - victim]
     assert other.status == 1, other
     assert f"rank {victim} on " in other.err
