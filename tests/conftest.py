@@ -8,6 +8,7 @@ too, and those marked ``gpu`` run at all.
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,9 @@ def pytest_configure(config: pytest.Config) -> None:
         # it); the Metal library has a self-test of its own.
         mx.set_default_device(CPU)
         os.environ["PYTHONPATH"] = _with_cpu_device()
+    # Children that are sent Ctrl-C shall see it, also where the tests are a job in the background.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Never the user's own cache. Set once: child processes and test workers share it.
     if "PYTEST_XDIST_WORKER" not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="qwen-mfa-tests-")

@@ -11,6 +11,7 @@ import pytest
 from mflux.models.common.config import ModelConfig
 from mflux.models.common.config.config import Config
 from mflux.models.qwen.model.qwen_transformer.qwen_transformer import QwenTransformer
+from mflux.models.qwen.variants.txt2img import qwen_image
 from mlx.utils import tree_map
 
 from qwen_mfa.integrations import mflux
@@ -26,14 +27,15 @@ if TYPE_CHECKING:
 os.environ["QWEN_MFA_BACKEND"] = "cpu"
 
 HEADS, HEAD_DIM, TEXT_DIM, LAYERS = 2, 128, 64, 3
-SIDE = 8  # latent patches: a picture of 128 x 128 pixels has 8 x 8 of them
-STEPS = 3
+SIDE = 4  # latent patches: a picture of 64 x 64 pixels has 4 x 4 of them
+STEPS = 2
 
 
 @pytest.fixture(autouse=True)
 def small_problems_too(monkeypatch: pytest.MonkeyPatch, fresh_dispatch: None) -> None:
     """Remove padding from models as small as these, too, whether or not it pays."""
     monkeypatch.setattr(padding, "MIN_FLOPS", 0)
+    monkeypatch.setattr(padding, "MIN_QUERIES", 1)
     monkeypatch.setenv("QWEN_MFA_KEEP_PADDING", "0")
     session.start()
 
@@ -80,6 +82,37 @@ def compare() -> Callable[..., Comparison]:
         assert off.shape == on.shape
         assert off.dtype == on.dtype
         return Comparison(off=off, on=on, usage=usage)
+
+    return run
+
+
+@pytest.fixture
+def generate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., mx.array]:
+    """Run mflux's own loop over a pipeline, without a VAE; return the last latents."""
+    decoded: list[mx.array] = []
+
+    def decode(vae: None, latent: mx.array, tiling_config: None = None) -> mx.array:
+        decoded.append(latent)
+        return mx.zeros((1, 3, 16 * SIDE, 16 * SIDE))
+
+    monkeypatch.setattr(qwen_image.VAEUtil, "decode", decode)
+
+    def run(
+        image: qwen_image.QwenImage, *, guidance: float = 4.0, steps: int = STEPS, **options: Any
+    ) -> mx.array:
+        decoded.clear()
+        image.generate_image(
+            seed=3,
+            prompt="a cat",
+            negative_prompt="a dog",
+            num_inference_steps=steps,
+            height=16 * SIDE,
+            width=16 * SIDE,
+            guidance=guidance,
+            **options,
+        )
+        mx.eval(decoded[0])
+        return decoded[0]
 
     return run
 

@@ -16,8 +16,6 @@ from mflux.models.common.config import ModelConfig
 from mflux.models.common.lora.mapping.lora_loader import LoRALoader
 from mflux.models.qwen.model.qwen_transformer import qwen_attention
 from mflux.models.qwen.model.qwen_transformer.qwen_attention import QwenAttention
-from mflux.models.qwen.model.qwen_transformer.qwen_transformer_block import QwenTransformerBlock
-from mflux.models.qwen.variants.txt2img import qwen_image
 from mflux.models.qwen.variants.txt2img.qwen_image import QwenImage
 from mflux.models.qwen.weights.qwen_lora_mapping import QwenLoRAMapping
 from mflux.models.qwen.weights.qwen_weight_definition import QwenWeightDefinition
@@ -113,14 +111,13 @@ def test_attention(compare: Compare, lengths: tuple[int, ...]) -> None:
     assert found.usage.padding_removed == (len(set(lengths)) > 1)
 
 
-def test_block_at_full_width(compare: Compare) -> None:
+def test_attention_at_full_width(compare: Compare) -> None:
     mx.random.seed(2)
-    block = QwenTransformerBlock(dim=3072, num_heads=24, head_dim=128)
-    image, text, time = draw(2, 1, 16, 3072), draw(3, 1, 6, 3072), draw(4, 1, 3072)
+    attention = QwenAttention(dim=3072, num_heads=24, head_dim=128)
+    image, text = draw(2, 1, 16, 3072), draw(3, 1, 6, 3072)
 
     def work() -> mx.array:
-        out_text, out_image = block(image, text, mx.ones((1, 6)), time, rope(16, 6))
-        return mx.concatenate([out_text, out_image], axis=1)
+        return mx.concatenate(attention(image, text, mx.ones((1, 6)), rope(16, 6)), axis=1)
 
     assert compare(work).difference <= FLOAT32
 
@@ -261,33 +258,11 @@ def pipeline(model: nn.Module) -> QwenImage:
 
 @pytest.mark.parametrize("scheduler", ["linear", "flow_match_euler_discrete"])
 def test_whole_generation(
-    compare: Compare, monkeypatch: pytest.MonkeyPatch, scheduler: str
+    compare: Compare, generate: Callable[..., mx.array], scheduler: str
 ) -> None:
     """`QwenImage.generate_image`: schedule, guidance with prompts of two lengths, all steps."""
-    decoded: list[mx.array] = []
-
-    def decode(vae: None, latent: mx.array, tiling_config: None = None) -> mx.array:
-        decoded.append(latent)
-        return mx.zeros((1, 3, 16 * SIDE, 16 * SIDE))
-
-    monkeypatch.setattr(qwen_image.VAEUtil, "decode", decode)
     image = pipeline(transformer())
-
-    def work() -> mx.array:
-        decoded.clear()
-        image.generate_image(
-            seed=3,
-            prompt="a cat",
-            negative_prompt="a dog",
-            num_inference_steps=STEPS,
-            height=16 * SIDE,
-            width=16 * SIDE,
-            guidance=4.0,
-            scheduler=scheduler,
-        )
-        return decoded[0]
-
-    found = compare(work)
+    found = compare(lambda: generate(image, scheduler=scheduler))
     assert found.difference <= FLOAT32
     assert found.usage.kernels == {"cpu": 2 * STEPS * LAYERS}
     lengths = {problem.seq_kv for problem in found.usage.native}

@@ -16,7 +16,6 @@ import mlx.core as mx
 import pytest
 from mflux.models.common.lora.layer.linear_lora_layer import LoRALinear
 from mflux.models.qwen.model.qwen_transformer.qwen_transformer_block import QwenTransformerBlock
-from mflux.models.qwen.variants.txt2img import qwen_image
 from mflux.models.qwen.variants.txt2img.qwen_image import QwenImage
 from mlx import nn
 from mlx.utils import tree_flatten
@@ -32,7 +31,6 @@ from qwen_mfa.selection import decisions
 from tests.qwen_mfa.integrations.mflux.conftest import (
     HEADS,
     LAYERS,
-    SIDE,
     STEPS,
     TEXT_DIM,
     Comparison,
@@ -70,34 +68,6 @@ def from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test inherit what another found out."""
     telemetry.start()
     monkeypatch.setattr(integration._host, "_steps", {})
-
-
-@pytest.fixture
-def generate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., mx.array]:
-    """Run mflux's own loop over a model; the last latents."""
-    decoded: list[mx.array] = []
-
-    def decode(vae: None, latent: mx.array, tiling_config: None = None) -> mx.array:
-        decoded.append(latent)
-        return mx.zeros((1, 3, 16 * SIDE, 16 * SIDE))
-
-    monkeypatch.setattr(qwen_image.VAEUtil, "decode", decode)
-
-    def run(image: QwenImage, *, guidance: float = 4.0, steps: int = STEPS) -> mx.array:
-        decoded.clear()
-        image.generate_image(
-            seed=3,
-            prompt="a cat",
-            negative_prompt="a dog",
-            num_inference_steps=steps,
-            height=16 * SIDE,
-            width=16 * SIDE,
-            guidance=guidance,
-        )
-        mx.eval(decoded[0])
-        return decoded[0]
-
-    return run
 
 
 def parts(part: str) -> dict[str, int]:
