@@ -1,9 +1,8 @@
 """Has forks wait while another thread uses this package for the first time.
 
-Only the thread that forks exists in the child. The locks of Python's imports (and of its cached
-properties, before 3.12) that another one holds stay held there, and whoever imports the same module
-waits for ever. We import at first use, so a fork at that moment has to wait. Imported with the
-package, so nothing here is slow to import.
+Only the thread that forks exists in the child. The locks of Python's imports that another one holds
+stay held there, and whoever imports the same module waits for ever. We import at first use, so a
+fork at that moment has to wait. Imported with the package, so nothing here is slow to import.
 """
 
 from __future__ import annotations

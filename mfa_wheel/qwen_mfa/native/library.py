@@ -10,7 +10,6 @@ import hashlib
 import json
 import weakref
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from qwen_mfa import files, settings
 from qwen_mfa.errors import LibraryError, NativeError, SettingError
 from qwen_mfa.native.ffi import ffi
 from qwen_mfa.native.preflight import MAX_BYTES, why_not_loadable
-from qwen_mfa.once import Once
+from qwen_mfa.once import Once, once_property
 
 NATIVE = Path(__file__).parent.parent / "_native"
 REINSTALL = "Reinstall qwen-mfa (pip install --force-reinstall --no-deps qwen-mfa)"
@@ -65,17 +64,17 @@ class Library:
     manifest: dict[str, Any]
     lib: Any = field(repr=False)
 
-    @cached_property
+    @once_property
     def sha256(self) -> str:
         """Return the SHA-256 of the file, in hexadecimal."""
         return _sha256(self.path)
 
-    @cached_property
+    @once_property
     def is_portable(self) -> bool:
         """Whether the library offers the portable engine's extension."""
         return all(hasattr(self.lib, name) for name in PORTABLE)
 
-    @cached_property
+    @once_property
     def facts(self) -> dict[str, str]:
         """What the portable engine says of itself (``isa``, ``threads``, …); empty for others.
 

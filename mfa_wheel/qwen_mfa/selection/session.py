@@ -6,10 +6,10 @@ There is one instance, `current`; `start` makes it anew.
 from __future__ import annotations
 
 import os
-from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from qwen_mfa import forks, settings
+from qwen_mfa.once import once_property
 from qwen_mfa.selection import override
 from qwen_mfa.transforms.masks import Looks
 
@@ -47,7 +47,7 @@ class Session:
         self.quarantined: dict[str, str] = {}
         self._lock = forks.lock()
 
-    @cached_property
+    @once_property
     def policy(self) -> Policy:
         """Return what the environment forces or forbids.
 
