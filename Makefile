@@ -127,8 +127,8 @@ test-faults: install ## Attack exit, forks, first use and caches, each many time
 reproduce: setup ## Build twice, with nothing in common but the sources, and compare the bytes
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build_tools reproduce
 
-rehearse: setup ## Rehearse a release against an index on loopback (long)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build_tools rehearse
+rehearse: install ## Rehearse a release against an index on loopback (long)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -v tests/build_tools/rehearsal/rehearse.py
 
 clean: ## Remove everything that is built
 	rm -rf $(VENV) $(MFLUX) build dist swift_pkg/.build .mypy_cache .ruff_cache .pytest_cache .hypothesis

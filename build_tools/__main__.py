@@ -37,7 +37,6 @@ COMMANDS = {
     "fetch": "build_tools.commands.fetch",
     "native": "build_tools.commands.native",
     "pin": "build_tools.commands.pin",
-    "rehearse": "build_tools.commands.rehearse",
     "release-assemble": "build_tools.commands.release_assemble",
     "release-check": "build_tools.commands.release_check",
     "relocate": "build_tools.commands.relocate",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -11,13 +13,15 @@ from typing import TYPE_CHECKING
 from build_tools.audit.auditor import audit
 from build_tools.audit.report import show
 from build_tools.commands import wheel
-from build_tools.release.installers import Environment
+from build_tools.support import process
 from build_tools.support.console import say, stdout, step
 from build_tools.support.paths import ROOT
 
 if TYPE_CHECKING:
     import argparse
 
+# Variables that could bring something of this clone, or a setting of ours, into the environment.
+OURS = ("PYTHON", "QWEN_MFA_")
 HELP = "build, audit, install clean and run Qwen-Image attention, showing the result"
 
 
@@ -38,16 +42,16 @@ def run(args: argparse.Namespace) -> int:
         return 1
     # Outside the clone: nothing here can be found by accident.
     with tempfile.TemporaryDirectory(prefix="qwen-mfa-clean-") as folder:
-        clean = Environment(folder=Path(folder))
+        programs = Path(folder) / "venv" / "bin"
+        constraints = str(ROOT / "requirements" / "constraints.txt")
+        install = [str(programs / "python"), "-m", "pip", "install", "-c", constraints]
+        env = {name: text for name, text in os.environ.items() if not name.startswith(OURS)}
         with step("Installing the wheel into a clean environment"):
-            clean.create()
-            constraints = str(ROOT / "requirements" / "constraints.txt")
-            clean.install("-c", constraints, f"{built}[cpu]")
+            process.run([sys.executable, "-m", "venv", str(programs.parent)], env=env)
+            process.run([*install, f"{built}[cpu]"], cwd=Path(folder), env=env)
         say("Running qwen-mfa selftest there (MLX's own CPU attention is what takes time)")
-        command = [str(clean.bin / "qwen-mfa"), "selftest", "--image-tokens"]
-        return subprocess.run(
-            [*command, str(args.image_tokens)], cwd=folder, env=clean.variables(), check=False
-        ).returncode
+        command = [str(programs / "qwen-mfa"), "selftest", "--image-tokens", str(args.image_tokens)]
+        return subprocess.run(command, cwd=folder, env=env, check=False).returncode
 
 
 def contents(path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Releases: versions, the files of a release, and a rehearsal of what installers then choose."""
+"""Releases: version, changelog, the files of a release, and whether it is ready."""

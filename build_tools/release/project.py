@@ -29,7 +29,6 @@ class Project:
     root: Path
     name: str
     version: str
-    build_requires: tuple[str, ...]
 
     @property
     def tag(self) -> str:
@@ -58,11 +57,10 @@ def load(root: Path = ROOT) -> Project:
     try:
         data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         name, version = data["project"]["name"], data["project"]["version"]
-        requires = tuple(data["build-system"]["requires"])
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         msg = f"{path} cannot be used: {error!r}"
         raise ReleaseError(msg) from error
-    return Project(root=root, name=name, version=normalized(version), build_requires=requires)
+    return Project(root=root, name=name, version=normalized(version))
 
 
 def normalized(text: str) -> str:
@@ -81,17 +79,3 @@ def normalized(text: str) -> str:
         msg = f"the version {text!r} is not in its normal form; write {normal!r}"
         raise ReleaseError(msg)
     return text
-
-
-def neighbours(version: str) -> tuple[str, str]:
-    """Return a version just below and one just above ``version``, for rehearsals."""
-    major, minor, patch = (*Version(version).release, 0, 0)[:3]
-    if patch:
-        below = f"{major}.{minor}.{patch - 1}"
-    elif minor:
-        below = f"{major}.{minor - 1}.0"
-    elif major:
-        below = f"{major - 1}.0.0"
-    else:
-        below = "0.0.0.dev0"
-    return below, f"{major}.{minor}.{patch + 1}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from packaging.version import InvalidVersion, Version
 
-from build_tools.release import assemble, changelog, files, platform_matrix
+from build_tools.release import assemble, changelog, files
 from build_tools.release.project import TAG_PREFIX
 from build_tools.support.errors import BuildToolsError
 from build_tools.support.process import capture
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SHOWN = 3
 USES = re.compile(r"^\s*(?:- )?uses: (?P<action>\S+)(?P<comment>.*)$", re.MULTILINE)
+PLATFORMS = "docs/platforms.md"
+MARK = re.compile(r"^<!-- version: (?P<version>\S+) -->$", re.MULTILINE)
 OWN = ("./", "$/")  # actions and workflows of this repository
 PINNED = re.compile(r"[^@\s]+@[0-9a-f]{40}")
 
@@ -170,12 +172,12 @@ def _pinned(project: Project) -> str:
 
 
 def _table(project: Project) -> str:
-    path = project.root / platform_matrix.DOCUMENT
-    if not path.is_file() or platform_matrix.version_of(path) != project.version:
-        wanted = platform_matrix.DOCUMENT
-        msg = f"{wanted} is not of {project.version}: run `make rehearse`, commit it"
+    path = project.root / PLATFORMS
+    mark = MARK.search(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if mark is None or mark["version"] != project.version:
+        msg = f"{PLATFORMS} is not of {project.version}: run `make rehearse`, commit it"
         raise _Unmet(msg)
-    return platform_matrix.DOCUMENT
+    return PLATFORMS
 
 
 def _files(built: Path, project: Project) -> str:

@@ -13,9 +13,10 @@ from filelock import FileLock
 
 from build_tools.__main__ import main
 from build_tools.native import standins
-from build_tools.release import files, project, rehearsal, standin
+from build_tools.release import files, project
 from build_tools.support import process
 from build_tools.support.paths import ROOT
+from tests.build_tools.rehearsal import distributions, standin
 from tests.standins.servers import GitServer
 from tests.standins.upstream.repositories import Upstream
 
@@ -138,13 +139,12 @@ def dist(shared: Path, subject: Project) -> Path:
 
 
 def _build(work: Path, out: Path, subject: Project) -> None:
-    # A copy: the tree's own build folder may be in use by another test.
     tree = work / "tree"
-    shutil.copytree(subject.root, tree, ignore=shutil.ignore_patterns(*rehearsal.NOT_COPIED))
+    distributions.copy(subject, tree)
     stage = work / "dist"
     stage.mkdir()
     for what in ("--sdist", "--wheel"):
-        made = rehearsal.front_end(tree, work / what, [what, *NOT_ISOLATED], "none")
+        made = distributions.build(tree, work / what, [what, *NOT_ISOLATED], "none")
         path = made.replace(stage / made.name)
     for target in (standin.MACOS, *standin.LINUX.values()):
         standin.make(path, target, stage, project=subject)

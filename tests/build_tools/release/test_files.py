@@ -15,12 +15,13 @@ import pytest
 
 from build_tools.__main__ import main
 from build_tools.audit import libraries
-from build_tools.release import assemble, changelog, files, standin
+from build_tools.release import assemble, changelog, files
 from build_tools.support.errors import ReleaseError
 from build_tools.wheel import canonical, sbom
 from build_tools.wheel.archives import Entry, read
 from build_tools.wheel.manifest import MANIFEST, NATIVE
 from tests.build_tools.audit.makers import ZIG_EXPORTS
+from tests.build_tools.rehearsal import standin
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from packaging.version import Version
 
 import qwen_mfa
 from build_tools.release import project
@@ -54,12 +53,6 @@ def test_normal_versions(text: str) -> None:
 def test_other_versions(text: str, words: str) -> None:
     with pytest.raises(ReleaseError, match=words):
         project.normalized(text)
-
-
-@pytest.mark.parametrize("text", ["0.0.0", "0.1.0", "1.0.0", "1.2.3", "1.2"])
-def test_neighbours(text: str) -> None:
-    below, above = map(Version, project.neighbours(text))
-    assert below < Version(text) < above
 
 
 @pytest.mark.parametrize("content", ["", "[project", "[project]\nname = 'x'", "[project]\nname=1"])

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from build_tools.__main__ import main
-from build_tools.release import platform_matrix, project, readiness
+from build_tools.release import project, readiness
 from build_tools.release.readiness import State
+from tests.build_tools.rehearsal import platform_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +49,7 @@ def tree(tmp_path: Path) -> Path:
         "pyproject.toml": PYPROJECT,
         "CHANGELOG.md": CHANGELOG,
         ".github/workflows/ci.yml": WORKFLOW,
-        platform_matrix.DOCUMENT: platform_matrix.document([], "1.1.0"),
+        readiness.PLATFORMS: platform_matrix.document([], "1.1.0"),
     }.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,7 @@ def _tag_elsewhere(root: Path) -> None:
          "is not empty"),
         (_edit(".github/workflows/ci.yml", "@0123", "@v1"), None,
          "workflows use pinned actions only", "ci.yml: owner/action@v1"),
-        (_edit(platform_matrix.DOCUMENT, "version: 1.1.0", "version: 1.0.0"), None,
+        (_edit(readiness.PLATFORMS, "version: 1.1.0", "version: 1.0.0"), None,
          "the platform matrix is of this version", "make rehearse"),
     ],
     ids=["dirty", "old version", "tag elsewhere", "tag not here", "other tag", "no section",

@@ -197,7 +197,7 @@ def claim_of(source: str, digest: str = "") -> Claim:
     [
         ("build_tools/wheel/canonical.py", "", True),
         ("build_tools/native/shader_sources.json", "{}", True),
-        ("build_tools/release/rehearsal.py", "", False),
+        ("build_tools/release/readiness.py", "", False),
         ("build_tools/audit/auditor.py", "", False),
         ("build_tools/commands/wheel.py", "", False),
         ("pyproject.toml", "[tool.ruff]\nline-length = 99\n", False),

@@ -11,8 +11,8 @@ import pytest
 from filelock import FileLock
 
 from build_tools.native import portable
-from build_tools.release.installers import Environment, left_behind
 from build_tools.support.errors import ToolError
+from tests.build_tools.rehearsal.installers import Environment, left_behind
 
 if TYPE_CHECKING:
     from pathlib import Path

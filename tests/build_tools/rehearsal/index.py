@@ -1,5 +1,7 @@
 """A package index on loopback for rehearsals: what publishers and installers ask of one, no more.
 
+Index servers from PyPI neither yank nor serve another file than they were given (pypiserver), or
+bring a web framework and a database (devpi), and this is all that it takes.
 Files are taken as PyPI takes them; the listing gives each file's hash, the Python that it needs
 (PEP 503) and what was yanked (PEP 592). Files can be changed in storage, as an attacker would.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import html
 import re
+import subprocess
 import threading
 import zipfile
 from dataclasses import dataclass, field
@@ -19,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
 
-from build_tools.support.errors import ToolError
 from build_tools.support.files import sha256, write_bytes
+from tests.build_tools.rehearsal import installers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
     from types import TracebackType
 
@@ -53,9 +57,7 @@ class Index:
     @property
     def upload_url(self) -> str:
         """Where files are uploaded to."""
-        if self._server is None:
-            msg = "the index is not open; use it in a with statement"
-            raise ToolError(msg)
+        assert self._server is not None, "the index is not open; use it in a with statement"
         return f"http://{HOST}:{self._server.server_port}/"
 
     @property
@@ -82,6 +84,24 @@ class Index:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+    def publish(self, paths: Iterable[Path]) -> installers.Outcome:
+        """Upload ``paths`` as a publisher does."""
+        command = [
+            installers.uv(), "publish", "--publish-url", self.upload_url,
+            "--trusted-publishing", "never",
+            "--username", "rehearsal", "--password", "rehearsal", *map(str, paths),
+        ]  # fmt: skip
+        done = subprocess.run(
+            command,
+            env=installers.variables(self.url),
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        return installers.Outcome(status=done.returncode, text=done.stdout)
 
     def listing(self, project: str) -> str:
         """Return the page of ``project``, "" when there are no files of it."""
