@@ -112,22 +112,19 @@ def compare(path: Path, record: dict[str, Any]) -> None:
 
 
 def source_record(lock: Lock, found: list[Found]) -> dict[str, Any]:
-    """Return what is recorded of the sources: hashes, nothing of their text."""
+    """Return what is recorded of the sources by key: a line each, nothing of their text."""
     return {
         "commits": lock.commits,
         "head_dim": kernels.HEAD_DIM,
         "plain_event": files.sha256(kernels.PLAIN_EVENT),
         "scale": kernels.SCALE,
-        "sources": [
-            {
-                "family": entry.item.case.family,
-                "input": entry.item.case.input,
-                "intermediate": entry.item.case.intermediate,
-                "variant": entry.item.case.variant,
-                "lengths": list(entry.lengths),
-                "key": entry.item.key,
-                "sha256": entry.item.sha256,
-            }
-            for entry in found
-        ],
+        "sources": {entry.item.key: _described(entry) for entry in found},
     }
+
+
+def _described(entry: Found) -> str:
+    case, lengths = entry.item.case, "/".join(map(str, entry.lengths))
+    return (
+        f"Apple{case.family} {case.input}/{case.intermediate} {case.variant} at {lengths}, "
+        f"text {entry.item.sha256}"
+    )
