@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
@@ -16,12 +17,7 @@ from build_tools.audit.libraries import check_library
 from build_tools.audit.metadata import Identity, check_metadata, check_wheel_file
 from build_tools.support.console import printable
 from build_tools.wheel import archives, canonical, manifest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from build_tools.wheel.archives import Archive
+from build_tools.wheel.archives import Archive
 
 MAX_FINDINGS = 200
 SDIST = re.compile(rf"{manifest.PACKAGE}-(?P<version>[0-9][0-9A-Za-z.]*)\.tar\.gz")

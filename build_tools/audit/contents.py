@@ -6,19 +6,16 @@ import hashlib
 import json
 import posixpath
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from build_tools.audit.findings import Finding, found
+from build_tools.audit.metadata import Identity
 from build_tools.binaries import elf, macho
 from build_tools.binaries.build_paths import build_paths
 from build_tools.native import shaders
 from build_tools.wheel import canonical, manifest, sbom
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from build_tools.audit.metadata import Identity
-    from build_tools.wheel.archives import Archive
+from build_tools.wheel.archives import Archive
 
 MODULE = re.compile(rf"{manifest.PACKAGE}/(\w+/)*\w+\.py")
 LIBRARY = f"{manifest.NATIVE}/libMFAFFI."

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import posixpath
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from build_tools.audit.findings import Finding, found
+from build_tools.audit.metadata import Identity
 from build_tools.binaries import elf, macho, systems
 from build_tools.binaries.reader import Malformed
 from build_tools.binaries.relocate import adhoc
 from build_tools.binaries.relocate.macho import OWN_FOLDER, SWIFT_RUNTIME
 from build_tools.source.header import declared as functions
 from build_tools.support.errors import RelocationError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from build_tools.audit.metadata import Identity
 
 TAG = re.compile(r"(?P<system>macosx|manylinux)_(?P<major>\d+)_(?P<minor>\d+)_(?P<machine>\w+)")
 # The Metal engine has no portable extension.

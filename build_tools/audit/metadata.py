@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import configparser
+from collections.abc import Iterator
 from dataclasses import dataclass
 from email.parser import BytesParser
 from email.policy import compat32
-from typing import TYPE_CHECKING
 
 from packaging.metadata import Metadata
 
 from build_tools.audit.findings import Finding, found
 from build_tools.wheel import manifest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from build_tools.wheel.archives import Archive
+from build_tools.wheel.archives import Archive
 
 MAX_METADATA = 1024 * 1024
 

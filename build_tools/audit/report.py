@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich.markup import escape
 
+from build_tools.audit.auditor import Report
 from build_tools.support import tables
 from build_tools.support.console import printable
-
-if TYPE_CHECKING:
-    from build_tools.audit.auditor import Report
 
 
 def as_dict(report: Report) -> dict[str, object]:

@@ -6,17 +6,15 @@ ignores and a hostile file may make up, only tell whether debugging information 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from elftools.common.utils import parse_cstring_from_stream, struct_parse
 from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 
 from build_tools.binaries.reader import BoundedStream, Malformed, readable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MAGIC = b"\x7fELF"
 MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}

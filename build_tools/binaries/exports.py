@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from build_tools.binaries.reader import Malformed, readable
-
-if TYPE_CHECKING:
-    from build_tools.binaries.reader import BoundedReader
+from build_tools.binaries.reader import BoundedReader, Malformed, readable
 
 MAX_NAME = 65_536
 MAX_NAME_BYTES = 64 * 1024 * 1024

@@ -5,18 +5,15 @@ Exit status: 0 they keep the contract, 1 findings, 2 a file that cannot be read 
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from build_tools.audit.auditor import audit
 from build_tools.audit.findings import ForeignError
 from build_tools.audit.report import as_dict, show
 from build_tools.support.console import say
 from build_tools.wheel.archives import UnreadableError
-
-if TYPE_CHECKING:
-    import argparse
 
 HELP = "check whether wheels of this project keep their contract"
 PASSED, FINDINGS, UNREADABLE = 0, 1, 2

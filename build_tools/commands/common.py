@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from build_tools.native import typecheck
+from build_tools.native.standins import Standins
 from build_tools.source import fetch, overlay, remotes
 from build_tools.source import lock as locks
+from build_tools.source.fetch import Source
+from build_tools.source.remotes import Remotes
 from build_tools.support import paths
-
-if TYPE_CHECKING:
-    import argparse
-
-    from build_tools.native.standins import Standins
-    from build_tools.source.fetch import Source
-    from build_tools.source.remotes import Remotes
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from build_tools.audit.auditor import audit
 from build_tools.audit.report import show
@@ -16,9 +16,6 @@ from build_tools.commands import wheel
 from build_tools.support import process
 from build_tools.support.console import say, stdout, step
 from build_tools.support.paths import ROOT
-
-if TYPE_CHECKING:
-    import argparse
 
 # Variables that could bring something of this clone, or a setting of ours, into the environment.
 OURS = ("PYTHON", "QWEN_MFA_")

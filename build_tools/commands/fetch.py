@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import argparse
 
 from build_tools.commands import common
 from build_tools.support.console import stdout
-
-if TYPE_CHECKING:
-    import argparse
 
 HELP = "fetch and verify the pinned upstream source"
 

@@ -6,9 +6,9 @@ this repository's own C code. The toolchain is checked before anything is fetche
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from build_tools.commands import common
 from build_tools.native import metal, portable
@@ -17,9 +17,6 @@ from build_tools.source import overlay
 from build_tools.support import paths
 from build_tools.support.console import stdout
 from build_tools.support.errors import UsageError
-
-if TYPE_CHECKING:
-    import argparse
 
 HELP = "build the native library"
 

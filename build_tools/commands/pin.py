@@ -6,19 +6,15 @@ repairs touch, functions of the ABI header. A lock whose repairs no longer apply
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import argparse
 
 from build_tools.commands import common
 from build_tools.source import lock as locks
 from build_tools.source import overlay, pin
+from build_tools.source.lock import Lock
+from build_tools.source.pin import Proposal
 from build_tools.support.console import printable, say, stdout
 from build_tools.support.errors import UsageError
-
-if TYPE_CHECKING:
-    import argparse
-
-    from build_tools.source.lock import Lock
-    from build_tools.source.pin import Proposal
 
 HELP = "pin a new upstream commit, or check for one"
 NEWER = 3

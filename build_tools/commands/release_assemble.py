@@ -6,14 +6,11 @@ or that fail the strict audit. The folder holds dist/, SHA256SUMS, sboms/ and NO
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from build_tools.release import assemble, project
 from build_tools.support.console import stdout
-
-if TYPE_CHECKING:
-    import argparse
 
 HELP = "check the files of a release and make its folder"
 

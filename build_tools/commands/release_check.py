@@ -5,9 +5,9 @@ Exit status 0 when nothing that can be known here stands against it, else 1.
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
@@ -15,9 +15,6 @@ from build_tools.release import project, readiness
 from build_tools.release.readiness import State
 from build_tools.support import tables
 from build_tools.support.console import stdout
-
-if TYPE_CHECKING:
-    import argparse
 
 HELP = "say whether HEAD could be released now, and what is missing"
 COLOURS = {State.YES: "green", State.NO: "bold red", State.UNKNOWN: "yellow"}

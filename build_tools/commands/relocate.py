@@ -5,20 +5,17 @@ Works on Mach-O (on any OS) and on ELF (on Linux). The original is not touched.
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from build_tools.binaries import elf as elf_reader
 from build_tools.binaries import macho as macho_reader
 from build_tools.binaries.relocate import elf, macho
 from build_tools.support.console import printable, stdout
 from build_tools.support.errors import RelocationError, UsageError
-
-if TYPE_CHECKING:
-    import argparse
 
 HELP = "make a library fit to be embedded in a wheel"
 

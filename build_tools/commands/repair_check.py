@@ -6,6 +6,7 @@ confirm that, and the wheel is handed on as it is: what they would repack is no 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -13,19 +14,14 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from packaging.tags import Tag
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from build_tools.support.console import say
 from build_tools.support.errors import BuildToolsError, UsageError
 from build_tools.support.process import find
 from build_tools.support.process import run as run_process
-
-if TYPE_CHECKING:
-    import argparse
-
-    from packaging.tags import Tag
 
 HELP = "have auditwheel or delocate confirm that a wheel needs no repair"
 HINT = "`make setup` installs it into .venv."

@@ -6,17 +6,14 @@ faketime is installed) and CPU count all differ. Exit status: 0 identical, 1 not
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from build_tools.reproduce.build import PLAIN, STRANGE, build, toolchains, uncommitted
 from build_tools.reproduce.compare import differences
 from build_tools.support.console import say, stdout
-
-if TYPE_CHECKING:
-    import argparse
 
 HELP = "build twice under different circumstances and compare the bytes"
 

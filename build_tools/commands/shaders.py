@@ -7,20 +7,16 @@ anywhere.
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from build_tools.commands import common
 from build_tools.native import kernels, metal_in_process, shader_compiler, shaders
+from build_tools.native.kernels import Found
+from build_tools.native.shader_compiler import Outcome
 from build_tools.support.console import say, stdout, step
 from build_tools.support.errors import ShaderError
-
-if TYPE_CHECKING:
-    import argparse
-
-    from build_tools.native.kernels import Found
-    from build_tools.native.shader_compiler import Outcome
 
 HELP = "record, compile and verify the shaders that a wheel carries"
 # As upstream asks, with the math mode that our overlay always says. The functions are the system's

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
-from typing import TYPE_CHECKING
 
 from build_tools.native.portable import PACKAGE
 from build_tools.support.console import say
 from build_tools.support.errors import ToolError
 from build_tools.support.paths import ROOT
 from build_tools.support.process import capture
-
-if TYPE_CHECKING:
-    import argparse
 
 HELP = "run swift_pkg's own tests"
 EXPECTED = "QWEN_MFA_EXPECT_SWIFT"

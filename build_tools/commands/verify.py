@@ -5,10 +5,10 @@ Exit status: 0 the bytes match, 1 they do not, or it cannot be rebuilt here.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from build_tools.commands.reproduce import add_isolation
 from build_tools.native import portable
@@ -17,9 +17,6 @@ from build_tools.reproduce.compare import differences
 from build_tools.reproduce.rebuild import find_commit, read_claim
 from build_tools.support.console import say, stdout
 from build_tools.support.errors import UsageError
-
-if TYPE_CHECKING:
-    import argparse
 
 HELP = "rebuild a wheel from the pin that it names and compare the bytes"
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from build_tools.support.console import say, stdout, step
 from build_tools.support.errors import BuildToolsError
 from build_tools.support.paths import ROOT
 from build_tools.support.process import log_file
 from build_tools.support.process import run as run_process
-
-if TYPE_CHECKING:
-    import argparse
 
 HELP = "build the wheel with its embedded library"
 DIST = ROOT / "dist"

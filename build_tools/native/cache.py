@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from build_tools.support import files
 from build_tools.support.console import say
 from build_tools.support.errors import BuildError
 from build_tools.support.flock import locked
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 MANIFEST = "manifest.json"
 

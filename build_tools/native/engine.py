@@ -8,19 +8,16 @@ elsewhere.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from build_tools.native import portable
+from build_tools.native.cache import Built
 from build_tools.support import paths
 from build_tools.support.console import say
 from build_tools.support.errors import ToolchainError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from build_tools.native.cache import Built
 
 ENGINE = "QWEN_MFA_ENGINE"
 CHOICES = ("auto", "metal", "portable")

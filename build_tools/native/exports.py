@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from build_tools.binaries import elf, macho
 from build_tools.binaries.reader import Malformed
 from build_tools.source.header import declared
 from build_tools.support.errors import BuildError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # What the overlay adds to upstream's header.
 OVERLAY = ("mfa_shader_origins",)

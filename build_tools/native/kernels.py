@@ -13,16 +13,13 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from build_tools.native.standins import Standins
 from build_tools.support import process
 from build_tools.support.errors import BuildError
 from build_tools.support.paths import ROOT
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from build_tools.native.standins import Standins
 
 HEADS, HEAD_DIM = 24, 128
 SCALE = HEAD_DIM**-0.5

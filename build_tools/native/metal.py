@@ -12,26 +12,23 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from build_tools.binaries.relocate import macho
 from build_tools.native import cache, exports, shaders, toolchain, typecheck
+from build_tools.native.cache import Built
+from build_tools.native.toolchain import Toolchain
 from build_tools.source import fetch, overlay
+from build_tools.source.fetch import Source
+from build_tools.source.lock import Lock
+from build_tools.source.remotes import Remotes
 from build_tools.support import files, paths, process
 from build_tools.support.console import step
 from build_tools.support.errors import BuildError, ToolError
 from build_tools.support.flock import locked
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from build_tools.native.cache import Built
-    from build_tools.native.toolchain import Toolchain
-    from build_tools.source.fetch import Source
-    from build_tools.source.lock import Lock
-    from build_tools.source.remotes import Remotes
 
 # World-known on purpose: two users of two machines get the same bytes.
 CANONICAL = Path("/var/tmp/qwen-mfa-build")  # noqa: S108 - ownership is checked before use

@@ -10,21 +10,18 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from build_tools.binaries.relocate import elf, macho
 from build_tools.native import cache
+from build_tools.native.cache import Built
 from build_tools.support import files, process
 from build_tools.support.console import say, step
 from build_tools.support.errors import ToolError
 from build_tools.support.paths import ROOT
 from build_tools.support.process import capture
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from build_tools.native.cache import Built
 
 PACKAGE = ROOT / "swift_pkg"
 SOURCES = PACKAGE / "Sources" / "MFAFFI"

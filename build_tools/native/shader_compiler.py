@@ -6,15 +6,13 @@ import platform
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from build_tools.native import shaders
+from build_tools.native.shaders import Record, Source
 from build_tools.support import files, process
 from build_tools.support.console import say
 from build_tools.support.errors import ShaderError, ToolError
-
-if TYPE_CHECKING:
-    from build_tools.native.shaders import Record, Source
 
 HINT = (
     "The Metal compiler is needed: install Xcode, choose it (sudo xcode-select -s "

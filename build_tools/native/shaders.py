@@ -10,15 +10,13 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from build_tools.support import files
 from build_tools.support.errors import ShaderError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 FORMAT = 1
 INDEX, RECORD = "index.json", "sources.json"

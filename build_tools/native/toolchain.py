@@ -8,14 +8,11 @@ from __future__ import annotations
 import platform
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from build_tools.support import process
 from build_tools.support.errors import ToolchainError, ToolError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 SWIFT_HINT = (
     "Install Swift (swift.org/install; macOS: Xcode 16 or newer from the App Store), and see that "

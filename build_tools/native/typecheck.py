@@ -7,19 +7,15 @@ fits its surroundings. It does not show that Metal accepts the shaders, nor what
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from build_tools.native import standins, toolchain
+from build_tools.native.standins import Standins
 from build_tools.source import overlay
+from build_tools.source.fetch import Source
 from build_tools.support import files, process
 from build_tools.support.console import step
 from build_tools.support.errors import BuildError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from build_tools.native.standins import Standins
-    from build_tools.source.fetch import Source
 
 
 def stage(source: Source, repairs: overlay.Overlay, target: Path) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from build_tools.release import changelog, files, gpu
+from build_tools.release.project import Project
 from build_tools.support.errors import ReleaseError
 from build_tools.support.files import sha256
-
-if TYPE_CHECKING:
-    from build_tools.release.project import Project
 
 SUMS = "SHA256SUMS"
 NOTES = "NOTES.md"

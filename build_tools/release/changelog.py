@@ -8,12 +8,9 @@ from __future__ import annotations
 import datetime as dt
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from build_tools.support.errors import ReleaseError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 UNRELEASED = "Unreleased"
 HEADING = re.compile(r"^## \[(?P<name>[^\]]+)\](?: - (?P<date>\S+))?\s*$")

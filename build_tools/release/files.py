@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from build_tools.audit.auditor import audit
 from build_tools.audit.findings import ForeignError
+from build_tools.release.project import Project
 from build_tools.support.console import printable
 from build_tools.support.files import sha256
 from build_tools.wheel import archives, fingerprint
 from build_tools.wheel.archives import UnreadableError
 from build_tools.wheel.manifest import MANIFEST, NATIVE, PACKAGE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from build_tools.release.project import Project
 
 MADE_BY_SDIST = ("PKG-INFO", "setup.cfg")
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from build_tools.support.errors import ReleaseError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TITLE = "### GPU"
 NONE = (

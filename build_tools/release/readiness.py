@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
 from build_tools.release import assemble, changelog, files
-from build_tools.release.project import TAG_PREFIX
+from build_tools.release.project import TAG_PREFIX, Project
 from build_tools.support.errors import BuildToolsError
 from build_tools.support.process import capture
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from build_tools.release.project import Project
 
 SHOWN = 3
 USES = re.compile(r"^\s*(?:- )?uses: (?P<action>\S+)(?P<comment>.*)$", re.MULTILINE)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from build_tools.native import portable
 from build_tools.support.console import step
 from build_tools.support.errors import BuildToolsError
 from build_tools.support.paths import ROOT
 from build_tools.support.process import capture, log_file, run
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 OLD = 1_000_000_000  # 2001-09-09: what every file of the second clone is dated
 # Runs a program with another umask, and on one CPU only; both are inherited by all it starts.

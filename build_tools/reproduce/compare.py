@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import io
 import zipfile
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
@@ -15,10 +16,6 @@ from build_tools.binaries.reader import Malformed
 from build_tools.support.console import printable
 from build_tools.support.errors import BuildToolsError
 from build_tools.wheel.archives import ARCHIVE_ERRORS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 MAX_LINES = 20
 MAX_TEXT = 1024 * 1024

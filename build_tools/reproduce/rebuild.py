@@ -5,18 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from build_tools.reproduce.build import ReproduceError
 from build_tools.support.console import printable
 from build_tools.support.paths import ROOT
 from build_tools.support.process import capture
 from build_tools.wheel import archives, canonical, fingerprint, manifest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 SOURCE_FOLDER = "mfa_wheel"
 TOOLCHAINS = {"swift build -c release": "swift", "cc": "cc"}

@@ -10,9 +10,9 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from build_tools.source.git import GITLINK, Git, check_paths
+from build_tools.source.git import GITLINK, Entry, Git, check_paths
+from build_tools.source.lock import Lock, Repository
 from build_tools.source.remotes import Remotes, ask, same_repository
 from build_tools.source.tree import tree_hash
 from build_tools.support import files
@@ -20,10 +20,6 @@ from build_tools.support.console import say, step
 from build_tools.support.errors import SourceError
 from build_tools.support.flock import locked
 from build_tools.support.paths import ROOT
-
-if TYPE_CHECKING:
-    from build_tools.source.git import Entry
-    from build_tools.source.lock import Lock, Repository
 
 CACHE = ROOT / ".cache"
 SHOWN = 5

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import tomlkit
@@ -13,9 +14,6 @@ from tomlkit.exceptions import TOMLKitError
 
 from build_tools.support.errors import LockError
 from build_tools.support.files import write_text
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 DEFAULT = Path(__file__).with_name("upstream.toml")
 SCHEMA = 1

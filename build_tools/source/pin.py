@@ -7,19 +7,15 @@ import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from build_tools.source import fetch
 from build_tools.source import overlay as overlays
 from build_tools.source.git import GITLINK, Git
 from build_tools.source.header import declared
-from build_tools.source.lock import HashedFile
+from build_tools.source.lock import HashedFile, Lock, Repository
+from build_tools.source.overlay import Overlay
 from build_tools.source.remotes import Remotes, ask
 from build_tools.support.errors import LockError, OverlayError, SourceError
-
-if TYPE_CHECKING:
-    from build_tools.source.lock import Lock, Repository
-    from build_tools.source.overlay import Overlay
 
 _OBJECT_ID = re.compile(r"[0-9a-f]{40}")
 

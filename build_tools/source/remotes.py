@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from build_tools.support.console import say
 from build_tools.support.errors import BuildToolsError, SourceError, ToolError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 MIRROR_VARIABLE = "QWEN_MFA_MIRROR"
 OFFLINE_VARIABLE = "QWEN_MFA_OFFLINE"

@@ -8,14 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
 
 from build_tools.source.git import EXECUTABLE, FILE, GITLINK, MAX_DEPTH, SYMLINK
 from build_tools.support.errors import SourceError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 DIRECTORY = "40000"
 

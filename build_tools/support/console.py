@@ -5,14 +5,11 @@ Standard output is left to results (tables, JSON), so that they can be piped.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 # Not a terminal: no wrapping at 80 columns, no control codes.
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -14,16 +14,13 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TextIO
 
 from build_tools.support.errors import ToolError
 from build_tools.support.paths import ROOT
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from typing import TextIO
 
 TAIL_LINES = 40
 PIPE_ROOM = 1 << 20  # bytes that a pipe may hold, on any of our systems

@@ -11,15 +11,12 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from build_tools.support.console import printable
 from build_tools.support.errors import BuildToolsError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 MAX_SIZE = 128 * 1024**2  # of a file, and of what is in it
 MAX_DIRECTORY = 4 * 1024**2

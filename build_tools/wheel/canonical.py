@@ -18,16 +18,13 @@ import tarfile
 import time
 import zipfile
 import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
 
 from build_tools.support import files
 from build_tools.support.console import printable
 from build_tools.support.errors import BuildToolsError
 from build_tools.wheel.archives import Entry, UnreadableError, read
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 ZIP_EPOCH = 315_532_800  # 1980-01-01T00:00:00Z
 MAX_ZIP_TIME = 4_354_819_198  # 2107-12-31T23:59:58Z

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # [text](target), target neither an address nor a place on the page.
 _LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?!https?://|mailto:|#)(?P<target>[^)\s]+)\)")

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from build_tools.binaries.relocate import elf, macho
 from build_tools.native import portable
+from build_tools.native.engine import Native
 from build_tools.support import files, paths
 from build_tools.wheel import fingerprint
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from build_tools.native.engine import Native
 
 PACKAGE = "qwen_mfa"
 NATIVE = f"{PACKAGE}/_native"

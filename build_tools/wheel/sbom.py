@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cyclonedx.model import (
     ExternalReference,
@@ -30,9 +31,6 @@ from packageurl import PackageURL
 
 from build_tools.support.errors import BuildToolsError
 from build_tools.wheel.canonical import source_date_epoch
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 NAME = "qwen-mfa.cdx.json"
 LICENSE = "MIT"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from setuptools import Distribution
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -19,14 +20,10 @@ from setuptools.command.editable_wheel import editable_wheel
 from setuptools.command.sdist import sdist
 
 from build_tools.native import engine
+from build_tools.native.engine import Native
 from build_tools.support.errors import UsageError
 from build_tools.support.paths import ROOT
 from build_tools.wheel import canonical, long_description, manifest, sbom
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from build_tools.native.engine import Native
 
 
 class NativeDistribution(Distribution):

@@ -8,15 +8,11 @@ __LINKEDIT anew, and cannot sign; macholib can neither remove an rpath nor lengt
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 from build_tools.binaries import macho
+from build_tools.binaries.macho import MachO
 from build_tools.support.errors import RelocationError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from build_tools.binaries.macho import MachO
 
 DYLIB_HEAD = 24  # command, size, name's offset, timestamp, two versions
 

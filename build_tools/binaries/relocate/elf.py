@@ -8,17 +8,14 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from build_tools.binaries import elf, systems
 from build_tools.binaries.build_paths import build_paths
 from build_tools.binaries.reader import Malformed
 from build_tools.support.errors import RelocationError
 from build_tools.support.process import find, run
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 # SwiftPM links every product against the Swift runtime, C-only ones too.
 SWIFT_RUNTIME = re.compile(r"lib(swift\w+|dispatch|BlocksRuntime|Foundation\w*)\.so")

@@ -7,16 +7,13 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from build_tools.binaries import macho, systems
+from build_tools.binaries.macho import MachO
 from build_tools.binaries.relocate.adhoc import read_sound, sign
 from build_tools.binaries.relocate.edit import edit
 from build_tools.support.errors import RelocationError
 from build_tools.support.process import capture
-
-if TYPE_CHECKING:
-    from build_tools.binaries.macho import MachO
 
 ANY_MACOS = (999, 0)
 SWIFT_RUNTIME = "/usr/lib/swift"
