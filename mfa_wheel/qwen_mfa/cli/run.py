@@ -26,6 +26,7 @@ from qwen_mfa.cli import precision
 from qwen_mfa.errors import RunError
 from qwen_mfa.integrations import mflux
 from qwen_mfa.integrations.distributed import agreement
+from qwen_mfa.integrations.mflux.options import SWITCHES
 from qwen_mfa.integrations.mflux.together import quiet_worker, versions
 from qwen_mfa.integrations.usage import Usage
 from qwen_mfa.kernels import mlx
@@ -48,53 +49,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="models of mflux, separated by commas, or 'all' (default: %(default)s)",
     )
-    parser.add_argument(
-        "--qwen21-steps",
-        choices=("auto", "graph", "eager"),
-        default="auto",
-        help="Qwen-Image 2.1: MLX's compiled graph, or eager steps with the native kernel",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("host", "bfloat16"),
-        default="host",
-        help="compute Qwen-Image as mflux does (float32 latents make it float32), or in the "
-        "precision of its weights: faster, and the picture changes a little",
-    )
-    parser.add_argument(
-        "--fused-blocks",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="compile what surrounds attention: where that is faster, wherever it is right, never",
-    )
-    parser.add_argument(
-        "--early-start",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="hand each block to the device as soon as its graph is built (auto: on a GPU)",
-    )
-    parser.add_argument(
-        "--no-skip-negative",
-        action="store_true",
-        help="compute the negative pass at guidance 1, too, where it cancels",
-    )
-    parser.add_argument(
-        "--no-share-modulation",
-        action="store_true",
-        help="compute each block's modulation in both passes of a step",
-    )
-    parser.add_argument(
-        "--free-modulation",
-        action="store_true",
-        help="compute the modulation of all steps first and let its weights go: a third of the "
-        "transformer's memory, for pictures with one schedule",
-    )
-    parser.add_argument(
-        "--distributed",
-        choices=("auto", "guidance", "off"),
-        default="auto",
-        help="processes that mlx.launch started as one group compute one pass of a step each",
-    )
+    for name, switch in SWITCHES.items():
+        option, default = name.replace("_", "-"), switch.values[0]
+        if isinstance(default, bool):
+            parser.add_argument(
+                f"--no-{option}" if default else f"--{option}",
+                dest=name,
+                action="store_false" if default else "store_true",
+                help=switch.help,
+            )
+        else:
+            parser.add_argument(
+                f"--{option}", choices=switch.values, default=default, help=switch.help
+            )
     parser.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
@@ -111,17 +78,7 @@ def run(args: argparse.Namespace) -> int:
     _check_report(args.json)
     models = args.models if args.models == "all" else args.models.split(",")
     try:
-        mflux.enable(
-            models,
-            qwen21_steps=args.qwen21_steps,
-            precision=args.precision,
-            fused_blocks=args.fused_blocks,
-            early_start=args.early_start,
-            skip_negative=not args.no_skip_negative,
-            share_modulation=not args.no_share_modulation,
-            free_modulation=args.free_modulation,
-            distributed=args.distributed,
-        )
+        mflux.enable(models, **{name: getattr(args, name) for name in SWITCHES})
     except ValueError as error:
         raise RunError(str(error)) from error
     step = mflux.step()
@@ -238,6 +195,9 @@ def _around_attention(parts: dict[str, dict[str, int]]) -> list[str]:
         why = max(fused, key=lambda outcome: fused[outcome])
         count = fused.get("fused", 0)
         said.append(f"fused blocks {count} of {total}" + ("" if why == "fused" else f" ({why})"))
+    started = parts.get("early start", {}).get("blocks", 0)
+    if started:
+        said.append(f"{started} blocks started early")
     skipped = parts.get("negative passes", {}).get("skipped: guidance is 1", 0)
     if skipped:
         said.append(f"{skipped} negative passes skipped (guidance is 1)")
@@ -248,7 +208,14 @@ def _around_attention(parts: dict[str, dict[str, int]]) -> list[str]:
     freed = modulation.get("MiB of weights let go", 0)
     if freed:
         said.append(f"{freed} MiB of modulation weights let go")
+    mask = parts.get("text mask", {})
+    if mask:
+        said.append(f"text mask converted {mask.get('converted', 0)} of {sum(mask.values())} times")
     said += [f"{n} {outcome}" for outcome, n in parts.get("precision", {}).items()]
+    said += [
+        f"{n} steps of Qwen-Image 2.1 {outcome}"
+        for outcome, n in parts.get("Qwen-Image 2.1's steps", {}).items()
+    ]
     gain = mflux.status().bfloat16
     if gain is not None:
         said.append(precision.sentence(gain))

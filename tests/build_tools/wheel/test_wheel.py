@@ -35,6 +35,7 @@ PACKAGE_FILES = {
     "cli/bench/contestants.py",
     "cli/bench/dispatch.py",
     "cli/bench/footprint.py",
+    "cli/bench/freed.py",
     "cli/bench/padding.py",
     "cli/bench/peers.py",
     "cli/bench/pipeline.py",

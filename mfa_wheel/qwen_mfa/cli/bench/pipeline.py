@@ -65,6 +65,7 @@ _NOTHING = {
     "early_start": "off",
     "skip_negative": False,
     "share_modulation": False,
+    "share_mask": False,
 }
 WAYS: dict[str, Way] = {
     HOST: Way(),
@@ -86,6 +87,12 @@ WAYS: dict[str, Way] = {
     "guidance 1: all": Way(guidance=1.0, switches={}),
     "guidance 1: all, bfloat16": Way(guidance=1.0, switches=_BF16),
     "guidance 1: all, negative pass computed": Way(guidance=1.0, switches={"skip_negative": False}),
+}
+# Ways that let weights go (measured by `freed`), and what they are with all weights.
+FREED = {"all, modulation let go": "all", "all, bfloat16, modulation let go": "all, bfloat16"}
+WAYS |= {
+    name: Way(switches={**(WAYS[kept].switches or {}), "free_modulation": True})
+    for name, kept in FREED.items()
 }
 WARMED = ("all, blocks fused", "all, bfloat16, blocks fused")
 
@@ -243,18 +250,15 @@ def measure(
 ) -> Iterator[Case]:
     """Measure every way; give what there is after every round."""
     all_steps = steps(size, model)
-    ways = {name: all_steps[name] for name in args.ways}
+    ways = {name: all_steps[name] for name in args.ways if name not in FREED}
     firsts: dict[str, float] = {}
     outputs: dict[str, mx.array] = {}
     memory: dict[str, int] = {}
     found: dict[str, float | str] = {}
     # So that compiling is on record, and "auto" decides by what blocks take once it is done.
-    for name in _to_be_warmed(args.ways):
-        start = time.perf_counter()
-        with within(name):
-            all_steps[name]()
-        firsts[f"compiling, {name}"] = time.perf_counter() - start
-        _tell(f"{size.name}, compiling, {name}: {seconds(firsts[f'compiling, {name}'])}")
+    for name, taken in warm(ways, all_steps).items():
+        firsts[f"compiling, {name}"] = taken
+        _tell(f"{size.name}, compiling, {name}: {seconds(taken)}")
     durations: dict[str, float] = {}
     for number, (name, step) in enumerate(ways.items()):
         progress(0.2 * number / len(ways), f"first step: {name}")
@@ -272,14 +276,7 @@ def measure(
             memory[name] = mx.get_peak_memory()
         found |= _blocks(WAYS[name], name)
     errors = {name: _error(outputs[name], outputs[_against(name, ways)]) for name in ways}
-    base = Case(
-        shape=f"mflux's step, {model.blocks} of {ALL_BLOCKS} blocks, random weights, {size.name}",
-        sizes={"blocks": model.blocks, "Sq": size.tokens, "text": size.text, "bits": model.bits},
-        dtype=f"{model.bits} bits" if model.bits else "bfloat16",
-        mask="none",
-        complete=False,
-        conclusions=found,
-    )
+    base = Case(**described(size, model.blocks, model.bits), complete=False, conclusions=found)
     peaks: list[float] = []
     rounds = Rounds(times={})
     for number, rounds in enumerate(_interleaved(ways, durations, args.rounds), 1):
@@ -289,6 +286,16 @@ def measure(
             peaks.append(peak)
         yield _filled(base, rounds, peaks, memory, errors, firsts, size)
     yield replace(_filled(base, rounds, peaks, memory, errors, firsts, size), complete=True)
+
+
+def described(size: Size, blocks: int, bits: int) -> dict[str, Any]:
+    """Return what says which step a `Case` is about."""
+    return {
+        "shape": f"mflux's step, {blocks} of {ALL_BLOCKS} blocks, random weights, {size.name}",
+        "sizes": {"blocks": blocks, "Sq": size.tokens, "text": size.text, "bits": bits},
+        "dtype": f"{bits} bits" if bits else "bfloat16",
+        "mask": "none",
+    }
 
 
 def _interleaved(
@@ -303,6 +310,17 @@ def _interleaved(
         name: 3 if taken < BRIEF else 2 if taken < SHORT else 1 for name, taken in durations.items()
     }
     return interleaved(ways, rounds=rounds, warm_up=0, repeats=repeats, within=within)
+
+
+def warm(chosen: Collection[str], all_steps: dict[str, Callable[[], mx.array]]) -> dict[str, float]:
+    """Compile what the chosen ways decide about; return the seconds of each way run for that."""
+    found = {}
+    for name in _to_be_warmed(chosen):
+        start = time.perf_counter()
+        with within(name):
+            all_steps[name]()
+        found[name] = time.perf_counter() - start
+    return found
 
 
 def _to_be_warmed(chosen: Collection[str]) -> list[str]:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 import qwen_mfa
 from qwen_mfa.cli import device, info
-from qwen_mfa.cli.bench import footprint, pipeline, shapes
+from qwen_mfa.cli.bench import footprint, freed, pipeline, shapes
 from qwen_mfa.cli.bench.common import Progress, add_outputs, collect, count
 from qwen_mfa.cli.bench.records import Case, Entry, Report
 from qwen_mfa.cli.bench.rounds import Rounds, Spread, interleaved
@@ -123,20 +124,37 @@ def run(args: argparse.Namespace) -> int:
 
     def cases() -> Iterator[Case]:
         if with_mflux:
-            progress(0, "drawing weights")
-            model = pipeline.draw(args.blocks, args.bits)
+            yield from _cases_of_mflux(sizes, args, progress)
+            return
         for number, size in enumerate(sizes):
 
             def show(done: float, detail: str, number: int = number, name: str = size.name) -> None:
                 progress((number + done) / len(sizes), f"{name}: {detail}")
 
-            if with_mflux:
-                yield from pipeline.measure(size, model, args, show)
-            else:
-                yield from measure(size, args, progress=show)
+            yield from measure(size, args, progress=show)
 
     collect(Report(bench="step", machine=info.gather()), cases(), args, progress)
     return 0
+
+
+def _cases_of_mflux(
+    sizes: list[Size], args: argparse.Namespace, progress: Progress
+) -> Iterator[Case]:
+    letting_go = [name for name in args.ways if name in pipeline.FREED]
+    total = len(sizes) * (1 + len(letting_go))
+    progress(0, "drawing weights")
+    model = pipeline.draw(args.blocks, args.bits)
+    for number, size in enumerate(sizes):
+
+        def show(done: float, detail: str, number: int = number, name: str = size.name) -> None:
+            progress((number + done) / total, f"{name}: {detail}")
+
+        yield from pipeline.measure(size, model, args, show)
+    del model
+    mx.clear_cache()  # for the processes that draw their own
+    for number, (size, name) in enumerate(product(sizes, letting_go), len(sizes)):
+        progress(number / total, f"{size.name}: {name}")
+        yield freed.measure(size, name, args)
 
 
 def measure(

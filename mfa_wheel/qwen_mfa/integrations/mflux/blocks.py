@@ -251,3 +251,4 @@ def _start(result: Any) -> None:
         mx.async_eval(result)
     except (RuntimeError, ValueError):  # inside mx.compile or mx.vmap: the caller's graph
         return
+    telemetry.count_part("early start", "blocks")

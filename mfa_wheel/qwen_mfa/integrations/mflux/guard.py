@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ def seams_of(step: QwenStep) -> list[patching.Seam]:
         for module in dict.fromkeys(module for model in models for module in MODULES[model])
     ]
     if QWEN_ATTENTION in {seam.module for seam in found}:
-        found += [_mask_seam(), *step.seams()]
+        found += [_mask_seam(shared=step.options.share_mask), *step.seams()]
     found += step.seams_of_others()
     if QWEN21_ATTENTION in {seam.module for seam in found} and qwen21_steps != "graph":
         found += [
@@ -125,7 +126,7 @@ def _attention_of(module: str) -> Callable[[Any], Any]:
     return lambda _: found
 
 
-def _mask_seam() -> patching.Seam:
+def _mask_seam(*, shared: bool) -> patching.Seam:
     def check(value: Any) -> str | None:
         return None if isinstance(value, staticmethod) else f"it is not a static method: {value!r}"
 
@@ -135,7 +136,7 @@ def _mask_seam() -> patching.Seam:
         attribute="QwenAttention._convert_mask_for_qwen",
         check_source=patching.has_method("QwenAttention", "_convert_mask_for_qwen", arguments),
         check_value=check,
-        replacement=remembering,
+        replacement=partial(remembering, shared=shared),
     )
 
 

@@ -163,7 +163,7 @@ def enable(
             Qwen-Image and Qwen-Image Edit.
         **switches: The parts of a step, see `Options`: ``qwen21_steps``, ``fused_blocks``,
             ``early_start``, ``precision``, ``skip_negative``, ``share_modulation``,
-            ``distributed``.
+            ``share_mask``, ``free_modulation``, ``distributed``.
 
     Returns:
         What is in place now.

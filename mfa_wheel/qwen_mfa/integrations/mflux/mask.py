@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 
-from qwen_mfa import forks
+from qwen_mfa import forks, telemetry
 from qwen_mfa.integrations.mflux.tracing import Opaque
 from qwen_mfa.transforms.padding import MIN_HIDING
 
@@ -25,8 +25,14 @@ if TYPE_CHECKING:
 MAX_REMEMBERED = 16  # positive and negative prompts of a few images
 
 
-def remembering(original: Any) -> staticmethod[..., Any]:
-    """Return a static method that remembers the results of ``original``, a static method too."""
+PART = "text mask"
+
+
+def remembering(original: Any, *, shared: bool = True) -> staticmethod[..., Any]:
+    """Return a static method that remembers the results of ``original``, a static method too.
+
+    Unless ``shared``, it calls ``original`` for each block.
+    """
     convert: Callable[[mx.array | None, int, int], mx.array | None] = original.__func__
     results: dict[tuple[object, ...], mx.array | None] = {}
     lock = forks.lock()
@@ -34,12 +40,14 @@ def remembering(original: Any) -> staticmethod[..., Any]:
     def converted(mask: Any, joint_seq_len: int, txt_seq_len: int) -> Any:
         if isinstance(mask, Opaque):  # a block is being traced: attention gets it as it is
             return mask
-        key = _key(mask, joint_seq_len, txt_seq_len)
+        key = _key(mask, joint_seq_len, txt_seq_len) if shared else None
         if key is None:
             return convert(mask, joint_seq_len, txt_seq_len)
         with lock:
             if key in results:
+                telemetry.count_part(PART, "remembered")
                 return results[key]
+        telemetry.count_part(PART, "converted")
         result = convert(mask, joint_seq_len, txt_seq_len)
         if result is not None:
             result = _as_bool(result)

@@ -27,12 +27,18 @@ Given_ = dict[str, mx.array]
 
 
 class Store:
-    """What the blocks computed in one step."""
+    """What the blocks computed in one step.
+
+    Attributes:
+        values: By the block's identity.
+        shared: Blocks whose vectors were taken from here.
+
+    """
 
     def __init__(self) -> None:
         """Start with nothing computed."""
         self.values: dict[int, Given_] = {}
-        self.shared = 0
+        self.shared: set[int] = set()
 
 
 class _Local(threading.local):
@@ -89,7 +95,7 @@ def of(block: nn.Module, arguments: dict[str, Any]) -> Given_:
         # The model holds its blocks during a step, so that their identities are theirs alone.
         found = store.values.get(id(block))
         if found is not None:
-            store.shared += 1
+            store.shared.add(id(block))
             return found
     made = {
         f"{argument}/{name}": block[f"{name}_mod_linear"](block[f"{name}_mod_silu"](embedding))
@@ -114,6 +120,7 @@ def as_of(block: nn.Module, twin: nn.Module) -> Iterator[None]:
         yield
     finally:
         del store.values[id(twin)]
+        store.shared.discard(id(twin))
 
 
 TOKENS = {argument: Opaque(argument) for argument in EMBEDDINGS}

@@ -5,15 +5,58 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "qwen21_steps": ("auto", "graph", "eager"),
-    "fused_blocks": ("auto", "on", "off"),
-    "early_start": ("auto", "on", "off"),
-    "precision": ("host", "bfloat16"),
-    "skip_negative": (True, False),
-    "share_modulation": (True, False),
-    "free_modulation": (True, False),
-    "distributed": ("auto", "guidance", "off"),
+
+@dataclass(frozen=True, kw_only=True)
+class Switch:
+    """What one of `Options` may be, and what `qwen-mfa run` says about it.
+
+    Attributes:
+        values: All of them, the default first.
+        help: Of the command's option; where the default is ``True``, of switching it off.
+
+    """
+
+    values: tuple[Any, ...]
+    help: str
+
+
+SWITCHES = {
+    "qwen21_steps": Switch(
+        values=("auto", "graph", "eager"),
+        help="Qwen-Image 2.1: MLX's compiled graph, or eager steps with the native kernel",
+    ),
+    "precision": Switch(
+        values=("host", "bfloat16"),
+        help="compute Qwen-Image as mflux does (float32 latents make it float32), or in the "
+        "precision of its weights: faster, and the picture changes a little",
+    ),
+    "fused_blocks": Switch(
+        values=("auto", "on", "off"),
+        help="compile what surrounds attention: where that is faster, wherever it is right, never",
+    ),
+    "early_start": Switch(
+        values=("auto", "on", "off"),
+        help="hand each block to the device as soon as its graph is built (auto: on a GPU)",
+    ),
+    "skip_negative": Switch(
+        values=(True, False),
+        help="compute the negative pass at guidance 1, too, where it cancels",
+    ),
+    "share_modulation": Switch(
+        values=(True, False), help="compute each block's modulation in both passes of a step"
+    ),
+    "share_mask": Switch(
+        values=(True, False), help="convert the text mask in each block, as mflux does"
+    ),
+    "free_modulation": Switch(
+        values=(False, True),
+        help="compute the modulation of all steps first and let its weights go: a third of the "
+        "transformer's memory, for pictures with one schedule",
+    ),
+    "distributed": Switch(
+        values=("auto", "guidance", "off"),
+        help="processes that mlx.launch started as one group compute one pass of a step each",
+    ),
 }
 
 
@@ -32,6 +75,7 @@ class Options:
             mflux computes in float32 because of its float32 latents; ``"host"`` as mflux does.
         skip_negative: Leave out the negative pass where guidance is 1, where it cancels.
         share_modulation: Compute each block's modulation once for both passes of a step.
+        share_mask: Convert each text mask once for all blocks and steps.
         free_modulation: Compute the modulation of all steps first, and let its weights go: for a
             process that makes pictures with one schedule, see `freeing`.
         distributed: ``"auto"`` gives each process of a group (``mlx.launch``) one pass of a step,
@@ -50,18 +94,19 @@ class Options:
     precision: Literal["host", "bfloat16"] = "host"
     skip_negative: bool = True
     share_modulation: bool = True
+    share_mask: bool = True
     free_modulation: bool = False
     distributed: Literal["auto", "guidance", "off"] = "auto"
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a value that a switch does not have."""
-        for name, values in CHOICES.items():
+        for name, switch in SWITCHES.items():
             value = getattr(self, name)
-            if value not in values:
-                known = ", ".join(map(str, values))
+            if value not in switch.values:
+                known = ", ".join(map(str, switch.values))
                 msg = f"{name} must be one of {known}, not {value!r}"
                 raise ValueError(msg)
 
     def __str__(self) -> str:
-        switches = [f"{name}={getattr(self, name)}" for name in CHOICES]
+        switches = [f"{name}={getattr(self, name)}" for name in SWITCHES]
         return f"{', '.join(self.models)} ({', '.join(switches)})"

@@ -180,7 +180,7 @@ class Passes:
         store = modulation.Store()
         with modulation.sharing(store):
             both = positive.array(), negative.array()
-        telemetry.count_part("modulation", "shared by both passes", store.shared)
+        telemetry.count_part("modulation", "shared by both passes", len(store.shared))
         return both
 
     def _computing(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from qwen_mfa import telemetry
 from qwen_mfa.kernels import mlx
 from qwen_mfa.problem import DTYPES, Problem
 from qwen_mfa.selection import choose
@@ -20,7 +21,7 @@ from qwen_mfa.selection import choose
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-POLICIES = ("auto", "graph", "eager")
+PART = "Qwen-Image 2.1's steps"
 
 
 class Step:
@@ -43,7 +44,9 @@ class Step:
 
         def step(*args: Any) -> mx.array:
             eager = getattr(instance, self.method)
-            chosen = eager if self._is_eager(instance, args) else self._graph(instance, eager)
+            is_eager = self._is_eager(instance, args)
+            telemetry.count_part(PART, "eager" if is_eager else "compiled")
+            chosen = eager if is_eager else self._graph(instance, eager)
             result: mx.array = chosen(*args)
             return result
 

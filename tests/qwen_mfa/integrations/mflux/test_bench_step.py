@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qwen_mfa.cli import main
-from qwen_mfa.cli.bench import pipeline, rounds, step
+from qwen_mfa.cli.bench import freed, pipeline, rounds, step
 from qwen_mfa.integrations import mflux
 
 if TYPE_CHECKING:
@@ -25,11 +26,12 @@ def test_mflux_s_own_step(
     monkeypatch.setattr(pipeline, "HEADS", 2)
     monkeypatch.setattr(pipeline, "TEXT_DIM", 64)
     ways = ["all, bfloat16", "bfloat16 latents: mflux", "guidance 1: mflux", "guidance 1: all"]
-    words = ["--blocks", "1", "--rounds", "1", "--ways", ";".join(ways)]
+    let_go = "all, bfloat16, modulation let go"
+    words = ["--blocks", "1", "--rounds", "1", "--ways", ";".join([*ways, let_go])]
     out = tmp_path / "step.json"
     assert main(["bench", "step", "2,3", *words, "--out", str(out)]) == 0
     assert "guidance 1: all" in capsys.readouterr().out
-    (case,) = json.loads(out.read_text(encoding="utf-8"))["cases"]
+    case, alone = json.loads(out.read_text(encoding="utf-8"))["cases"]
     assert case["complete"]
     assert [entry["contestant"] for entry in case["entries"]] == ["mflux", *ways]
     for entry in case["entries"]:
@@ -40,6 +42,28 @@ def test_mflux_s_own_step(
     assert 0 < found["error all, bfloat16"] < 0.1
     assert found["error guidance 1: all"] < 0.01
     assert not mflux.status().enabled
+    # What cannot be taken back has a process of its own, and is held against both there.
+    assert [entry["contestant"] for entry in alone["entries"]] == ["mflux", ways[0], let_go]
+    assert all(entry["seconds"]["median"] > 0 for entry in alone["entries"])
+    dim = 2 * 128
+    modulation = 2 * 6 * (dim * dim + dim) * 2  # bytes: of image and text, in bfloat16
+    assert alone["conclusions"]["freed"] == pytest.approx(modulation, rel=0.1)
+    assert "bit for bit" in alone["conclusions"]["same"]
+    _, with_all, without = (entry["memory"] for entry in alone["entries"])
+    assert with_all - without > 0.5 * modulation
+
+
+def test_a_process_that_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "HEADS", 0)
+    words = ["--blocks", "1", "--rounds", "1"]
+    parser = argparse.ArgumentParser()
+    step.configure(parser)
+    name = "all, modulation let go"
+    case = freed.measure(step.parse("2,3"), name, parser.parse_args(words))
+    (entry,) = case.entries
+    assert entry.contestant == name
+    assert entry.skipped
+    assert "Error" in entry.skipped
 
 
 def test_operations_are_those_of_the_products() -> None:

@@ -14,6 +14,8 @@ from mflux.models.qwen21.model.qwen21_transformer.qwen_image21_transformer impor
 )
 
 import qwen_mfa
+from qwen_mfa import telemetry
+from qwen_mfa.cli import run
 from qwen_mfa.integrations import mflux
 from tests.qwen_mfa.integrations.mflux.conftest import (
     HEAD_DIM,
@@ -68,7 +70,11 @@ def steps(model: Qwen21Transformer, mask: mx.array | None = None) -> mx.array:
 
 @pytest.mark.parametrize("policy", ["auto", "eager"])
 def test_eager_steps(compare: Compare, model: Qwen21Transformer, policy: str) -> None:
+    telemetry.start()
     found = compare(lambda: steps(model), qwen21_steps=policy)
+    assert qwen_mfa.stats().parts["Qwen-Image 2.1's steps", "eager"] == STEPS
+    (said,) = run._around_attention(run._parts())
+    assert said == f"{STEPS} steps of Qwen-Image 2.1 eager"
     assert found.difference <= FLOAT32
     # once for the cached text (causal), then every block of every step
     assert found.usage.kernels == {"cpu": LAYERS + STEPS * LAYERS}

@@ -6,6 +6,7 @@ largest value over a whole run, and to every bit where a part claims that.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import threading
 import weakref
@@ -22,11 +23,14 @@ from mlx.utils import tree_flatten
 
 import qwen_mfa
 from qwen_mfa import telemetry
+from qwen_mfa.cli import run
 from qwen_mfa.errors import HostError
 from qwen_mfa.integrations import mflux
 from qwen_mfa.integrations.mflux import integration, modulation, records, skeleton
 from qwen_mfa.integrations.mflux import trial as trial_module
+from qwen_mfa.integrations.mflux.options import SWITCHES
 from qwen_mfa.integrations.mflux.records import Record
+from qwen_mfa.integrations.usage import Usage
 from qwen_mfa.selection import decisions
 from tests.qwen_mfa.integrations.mflux.conftest import (
     HEADS,
@@ -60,6 +64,7 @@ NOTHING = {
     "early_start": "off",
     "skip_negative": False,
     "share_modulation": False,
+    "share_mask": False,
 }
 
 
@@ -653,6 +658,63 @@ def test_another_schedule_is_refused_before_anything_runs(
 
 
 # Switches
+
+# Of each: where it is on, what `stats()` and --json say (the part and one outcome), what the line.
+TOLD: dict[str, tuple[object, str, str, str]] = {
+    "fused_blocks": ("on", "fused blocks", "fused", "fused blocks 11 of 12"),
+    "early_start": ("on", "early start", "blocks", "12 blocks started early"),
+    "share_modulation": (True, "modulation", "shared by both passes", "modulation shared 6 times"),
+    "share_mask": (True, "text mask", "remembered", "text mask converted 2 of "),
+    "precision": ("bfloat16", "precision", "passes in bfloat16", "4 passes in bfloat16"),
+    "free_modulation": (
+        True, "modulation", "MiB of weights let go", "4 MiB of modulation weights let go"
+    ),
+    "skip_negative": (
+        True, "negative passes", "skipped: guidance is 1", "2 negative passes skipped"
+    ),
+}  # fmt: skip
+# With models, processes and options of their own: `test_qwen21`, `test_together`.
+ELSEWHERE = {"qwen21_steps", "distributed"}
+
+
+def test_every_part_has_a_switch_and_is_told(generate: Callable[..., mx.array]) -> None:
+    assert TOLD.keys() | ELSEWHERE == SWITCHES.keys()
+    off = {name: next(x for x in SWITCHES[name].values if x != TOLD[name][0]) for name in TOLD}
+    on = {name: value for name, (value, *_) in TOLD.items()}
+    for switches, guidance, expected in (
+        ({**on, "free_modulation": False}, 4.0, TOLD.keys() - {"free_modulation", "skip_negative"}),
+        ({**off, "skip_negative": True}, 1.0, {"skip_negative"}),
+        ({**off, "free_modulation": True}, 4.0, {"free_modulation"}),
+        (off, 1.0, set()),
+    ):
+        telemetry.start()
+        image = pipeline(transformer(mx.bfloat16))
+        with mflux.enabled(**switches):
+            generate(image, guidance=guidance)
+            report = run.describe(Usage(), [], 0, compare=False)
+        line = "; ".join(run._around_attention(report["parts"]))
+        for name, (_, part, outcome, words) in TOLD.items():
+            told = name in expected
+            assert bool(parts(part).get(outcome)) == told, (name, parts(part))
+            assert report["parts"].get(part, {}).get(outcome) == parts(part).get(outcome)
+            assert (words in line) == told, (name, line)
+            assert report["integration"]["options"][name] == switches[name]
+
+
+def test_the_command_has_every_switch() -> None:
+    """Its options are made of the same table, and no option says the defaults of `Options`."""
+    parser = argparse.ArgumentParser()
+    run.configure(parser)
+    defaults = mflux.Options(models=("qwen",))
+    plain = parser.parse_args([])
+    for name, switch in SWITCHES.items():
+        option, default = name.replace("_", "-"), getattr(defaults, name)
+        assert getattr(plain, name) == default == switch.values[0]
+        if isinstance(default, bool):
+            words, value = [f"--no-{option}" if default else f"--{option}"], not default
+        else:
+            words, value = [f"--{option}", switch.values[1]], switch.values[1]
+        assert getattr(parser.parse_args(words), name) == value
 
 
 @pytest.mark.parametrize(
