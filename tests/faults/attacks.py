@@ -93,14 +93,16 @@ def loop():
         memoryview(attend())
 for _ in range(3):
     threading.Thread(target=loop, daemon=True).start()
-hung = {"in ours": 0, "in MLX": 0}
+hung = {"in ours": 0, "in MLX after ours": 0, "in MLX's own": 0}
 for i in range(10):
     time.sleep(0.03 * i)
     returned, end = os.pipe()
     child = os.fork()
     if child == 0:
+        by_mlx = qwen_mfa.stats().calls.get("mlx", 0)
         result = attend()
-        os.write(end, b"x")
+        # Before the parent has validated a kernel, and in children that may not, MLX computes.
+        os.write(end, b"n" if qwen_mfa.stats().calls.get("mlx", 0) == by_mlx else b"m")
         memoryview(result)
         os._exit(0)
     os.close(end)
@@ -108,7 +110,8 @@ for i in range(10):
     ended = any(os.waitpid(child, os.WNOHANG)[0] or time.sleep(0.005) for _ in range(3000))
     if not ended:
         os.kill(child, 9)
-        hung["in MLX" if os.read(returned, 1) else "in ours"] += 1
+        where = {b"": "in ours", b"n": "in MLX after ours", b"m": "in MLX's own"}
+        hung[where[os.read(returned, 1)]] += 1
     os.close(returned)
 print(json.dumps(hung), flush=True)
 os._exit(0)
@@ -126,10 +129,11 @@ def test_forks_under_threads_that_attend(backend: str, tmp_path: Path) -> None:
         counts.update({f"hung {where}": number for where, number in hung.items()})
         counts["answered"] += 10 - sum(hung.values())
     tell(f"forks, kernel {backend}", +counts)
-    # After our function has returned MLX evaluates, where its own kernel was chosen: through locks
-    # of its own, which another thread may hold.
+    # MLX evaluates after our function has returned (its own kernel's result, or ours, which an
+    # operation of MLX's hands on): through locks of its own, which another thread may hold.
     assert counts["hung in ours"] == 0
-    assert counts["hung in MLX"] <= (0 if backend == "cpu" else 3)
+    assert counts["hung in MLX after ours"] <= 2
+    assert counts["hung in MLX's own"] <= 5
 
 
 # --- killed in the first use ----------------------------------------------------------------------

@@ -106,9 +106,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Problem]]:
     return log
 
 
-def python(code: str, *, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` in a new process with our environment and ``env``."""
+def python(
+    code: str, *words: str, timeout: float = 120, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` with arguments in a new process, with our environment and ``env``."""
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *words],
         env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=timeout,
     )  # fmt: skip

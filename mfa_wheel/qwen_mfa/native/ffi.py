@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from qwen_mfa.firstuse import first_use
+
 
 def declarations() -> str:
     """Return the text of ``abi.cdef``, the one list of what we expect of a library."""
@@ -19,8 +21,10 @@ def ffi() -> Any:
 
     What it makes has attributes that only the declarations know: ``Any`` is confined to here.
     """
-    from cffi import FFI  # noqa: PLC0415 - and its parser, only where a library is used
+    from cffi import FFI, cparser  # noqa: PLC0415 - only where a library is used
 
     instance = FFI()
     instance.cdef(declarations())
+    for lock in (instance._lock, cparser.lock):  # noqa: SLF001 - see `qwen_mfa.firstuse`
+        first_use.covers(lock)
     return instance
