@@ -18,6 +18,7 @@ import pytest
 import qwen_mfa
 from qwen_mfa import cli, qwen_image
 from qwen_mfa.cli import device, doctor, precision, selftest
+from qwen_mfa.cli.bench import step
 from qwen_mfa.kernels import mlx_fp16
 from qwen_mfa.selection import session
 from qwen_mfa.validation import reference
@@ -45,12 +46,14 @@ def standin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, small_calls: None) -> None:
     """Let commands that run in this process take small problems."""
     monkeypatch.setattr(device, "SIDE", 64)
     monkeypatch.setattr(precision, "ON_GPU", (2, 4))
     monkeypatch.setattr(doctor, "IMAGES", {"small": 80})
     monkeypatch.setattr(doctor, "ALSO", {"small": "bfloat16"})
+    monkeypatch.setattr(step, "WIDTH", 2 * 128)
+    monkeypatch.setattr(step, "HEADS", 2)
 
 
 # --- the stand-in ------------------------------------------------------------------------------
@@ -153,6 +156,8 @@ def test_had_it_not_asked_it_would_fail_here(
         ("info", {0}),
         ("bench attention 1,2,70,90,32 --rounds 2 --no-memory", {0}),
         ("bench attention 1,2,70,90,32 --rounds 2 --no-memory --mask padding,causal --peers", {0}),
+        ("bench step 2,3 --modules own --rounds 1 --no-memory", {0}),
+        ("bench dispatch --rounds 1", {0}),
         ("bench padding --image-tokens 60 --text-tokens 20 --real 9 --heads 2 --rounds 2", {0}),
     ],
 )

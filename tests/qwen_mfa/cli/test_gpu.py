@@ -141,7 +141,9 @@ def test_rows_for_float64_have_both_ends() -> None:
     assert len(selftest._rows(16484)) > 80
 
 
-def test_the_self_test_s_reference_is_that_of_validation() -> None:
+def test_the_self_test_s_reference_is_that_of_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (sample, selftest):  # all heads are computed alike
+        monkeypatch.setattr(module, "HEADS", 2)
     exact = selftest.reference("float32", image_tokens=1)
     for masked in (False, True):
         call = sample.draw("float32", masked=masked, image_tokens=1)

@@ -11,10 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from mflux.models.qwen.cli.qwen_image_generate import QwenImageCommand
 from mflux.models.qwen.model.qwen_transformer import qwen_attention
+from mflux.models.qwen.variants.txt2img import qwen_image
+
+from qwen_mfa import cli
+from qwen_mfa.cli import device
+from qwen_mfa.cli.bench import pipeline
+from qwen_mfa.integrations import mflux
+from qwen_mfa.integrations.mflux import guard
+from qwen_mfa.selection import session
+from tests.standins import gpu
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 pytestmark = pytest.mark.cpu
 
@@ -121,6 +131,50 @@ def test_the_line_tells_what_was_done_around_attention(tmp_path: Path) -> None:
     assert written["parts"]["fused blocks"] == {"fused": 5, "validated": 1}
     assert written["integration"]["options"]["fused_blocks"] == "on"
     assert len(list((tmp_path / "steps").glob("*step*.png"))) == 3  # before, and after each
+
+
+@pytest.fixture
+def gpu_standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """MLX's default device says that it is a GPU, and float64 fails there."""
+    monkeypatch.delenv("QWEN_MFA_BACKEND")
+    session.start()
+    gpu.activate(monkeypatch.setattr)
+    # It watches MLX's functions, which the integration would take for another tool's work.
+    monkeypatch.setattr(guard, "_is_mlx", lambda _: None)
+    yield
+    mflux.disable()
+
+
+@pytest.mark.usefixtures("gpu_standin")
+def test_a_picture_where_the_default_device_is_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the program puts in their place stays in this process otherwise.
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    for owner, name in ((QwenImageCommand, "load"), (qwen_image.VAEUtil, "decode")):
+        monkeypatch.setattr(owner, name, owner.__dict__[name])
+    report, picture = tmp_path / "report.json", tmp_path / "picture.png"
+    words = ["--prompt", "a cat", "--negative-prompt", "a dog", "--steps", "2", "--seed", "5"]
+    words += ["--height", "64", "--width", "64", "--output", str(picture)]
+    options = ["--json", str(report), "--fused-blocks", "on", "--free-modulation", "--quiet"]
+    assert cli.main(["run", *options, "--", "-m", SMALL, *words]) == 0
+    assert picture.exists()
+    written = json.loads(report.read_text(encoding="utf-8"))
+    assert "MLX's default device is not the CPU" in str(written["reasons_for_mlx"])
+    assert written["parts"]["fused blocks"] == {"fused": 11, "validated": 1}
+    assert written["parts"]["early start"] == {"blocks": 12}
+
+
+@pytest.mark.usefixtures("gpu_standin")
+def test_a_step_s_benchmark_where_the_default_device_is_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pipeline, "HEADS", 2)
+    monkeypatch.setattr(pipeline, "TEXT_DIM", 64)
+    monkeypatch.setattr(device, "SIDE", 64)
+    words = ["--blocks", "1", "--rounds", "1", "--ways", "all, bfloat16, blocks fused"]
+    assert cli.main(["bench", "step", "2,3", *words]) == 0
+    assert "product of 64 x 64 matrices" in capsys.readouterr().out
 
 
 def test_console_script_of_this_environment() -> None:
