@@ -64,11 +64,13 @@ lint-c: setup
 	@$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
 
 # Swift's own formatter comes with the compiler; without one there is nothing to hold Swift to.
-lint-swift:
-	$(SAY) "Swift: formatting and lint"
-	@if command -v swift >/dev/null; then swift format lint --strict --parallel $(SWIFT_SOURCES); \
+WITH_SWIFT = @if swift --version >/dev/null 2>&1; then $(1); \
 	elif [ -n "$${QWEN_MFA_EXPECT_SWIFT:-}" ]; then echo "QWEN_MFA_EXPECT_SWIFT is set and there is no Swift"; exit 1; \
 	else echo "skipped: no Swift toolchain on this machine"; fi
+
+lint-swift:
+	$(SAY) "Swift: formatting and lint"
+	$(call WITH_SWIFT,swift format lint --strict --parallel $(SWIFT_SOURCES))
 
 types: setup
 	$(SAY) "Python: types"
@@ -83,9 +85,9 @@ format: setup ## Format the code
 hooks: setup ## Run the same checks before each commit of this clone
 	$(BIN)/pre-commit install
 
-swift-test: setup
+swift-test:
 	$(SAY) "swift test"
-	@$(BIN)/python -m build_tools swift-test
+	$(call WITH_SWIFT,swift test --package-path swift_pkg --scratch-path build/swift-test)
 
 # Real mflux, newest and oldest supported, in an environment of its own (Python 3.11 or later).
 MFLUX := .venv-mflux

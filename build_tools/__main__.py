@@ -1,9 +1,10 @@
-"""``python -m build_tools COMMAND``: one module a command, each with HELP, configure and run."""
+"""``python -m build_tools COMMAND``: one module a command, each with configure and run."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import pkgutil
 import sys
 from typing import Protocol, cast
 
@@ -14,14 +15,13 @@ except ModuleNotFoundError as error:
     missing = f"error: {error}. Set up the clone's environment by `make setup`, then run"
     sys.exit(f"{missing} .venv/bin/python -m build_tools")
 
+from build_tools import commands
 from build_tools.support.errors import BuildToolsError
 from build_tools.support.paths import ROOT
 
 
 class Command(Protocol):
     """What a command's module offers."""
-
-    HELP: str
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's own arguments."""
@@ -30,24 +30,11 @@ class Command(Protocol):
         """Do the work and return the exit status."""
 
 
-# name -> module; only the chosen one is imported, so a missing optional tool breaks one command.
+# Only the chosen one is imported, so a missing optional tool breaks one command.
 COMMANDS = {
-    "audit": "build_tools.commands.audit",
-    "demo": "build_tools.commands.demo",
-    "fetch": "build_tools.commands.fetch",
-    "native": "build_tools.commands.native",
-    "pin": "build_tools.commands.pin",
-    "release-assemble": "build_tools.commands.release_assemble",
-    "release-check": "build_tools.commands.release_check",
-    "relocate": "build_tools.commands.relocate",
-    "repair-check": "build_tools.commands.repair_check",
-    "reproduce": "build_tools.commands.reproduce",
-    "shaders": "build_tools.commands.shaders",
-    "swift-test": "build_tools.commands.swift_test",
-    "simulate": "build_tools.commands.simulate",
-    "typecheck": "build_tools.commands.typecheck",
-    "verify": "build_tools.commands.verify",
-    "wheel": "build_tools.commands.wheel",
+    module.name.replace("_", "-"): f"{commands.__name__}.{module.name}"
+    for module in pkgutil.iter_modules(commands.__path__)
+    if module.name != "common"
 }
 
 
@@ -60,16 +47,16 @@ def main(argv: list[str] | None = None) -> int:
     """Parse ``argv``, run one command, and turn our own errors into a line and exit status 1."""
     arguments = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m build_tools", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in arguments if word in COMMANDS), None)
     for name in COMMANDS:
         if chosen is None or name == chosen:
             module = load(name)
-            module.configure(
-                commands.add_parser(name, help=module.HELP, description=module.__doc__)
-            )
+            about = module.__doc__ or ""
+            first = about.partition("\n")[0]
+            module.configure(subparsers.add_parser(name, help=first, description=about))
         else:
-            commands.add_parser(name)
+            subparsers.add_parser(name)
     args = parser.parse_args(arguments)
     log = getattr(args, "log", None) or ROOT / "build" / "logs" / f"{args.command}.log"
     try:

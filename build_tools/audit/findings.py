@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from build_tools.support.console import printable
 from build_tools.support.errors import BuildToolsError
@@ -120,10 +120,6 @@ class Finding:
     file: str  # name inside the archive, or the archive's own name
     what: str
     mend: str
-
-    def as_dict(self) -> dict[str, str]:
-        """Return the finding for JSON."""
-        return asdict(self)
 
 
 def found(code: str, file: str, what: str) -> Finding:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from rich.markup import escape
 
 from build_tools.audit.auditor import Report
 from build_tools.support import tables
-from build_tools.support.console import printable
+from build_tools.support.console import printable, stdout
 
 
 def as_dict(report: Report) -> dict[str, object]:
@@ -15,7 +17,7 @@ def as_dict(report: Report) -> dict[str, object]:
         "file": report.path.name,
         "sha256": report.sha256,
         "passed": not report.findings,
-        "findings": [finding.as_dict() for finding in report.findings],
+        "findings": [asdict(finding) for finding in report.findings],
     }
 
 
@@ -29,4 +31,4 @@ def show(report: Report) -> None:
             table.add_row(each.code, escape(each.file), escape(each.what), escape(each.mend))
         tables.show(table)
     result = f"{count} finding{'s' if count > 1 else ''}" if count else "passed"
-    tables.line(f"{name}: {result}")
+    stdout.print(f"{name}: {result}")

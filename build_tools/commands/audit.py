@@ -15,7 +15,6 @@ from build_tools.audit.report import as_dict, show
 from build_tools.support.console import say
 from build_tools.wheel.archives import UnreadableError
 
-HELP = "check whether wheels of this project keep their contract"
 PASSED, FINDINGS, UNREADABLE = 0, 1, 2
 
 

@@ -19,7 +19,6 @@ from build_tools.support.paths import ROOT
 
 # Variables that could bring something of this clone, or a setting of ours, into the environment.
 OURS = ("PYTHON", "QWEN_MFA_")
-HELP = "build, audit, install clean and run Qwen-Image attention, showing the result"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -55,4 +54,4 @@ def contents(path: Path) -> None:
     """Print what the wheel holds."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
-            stdout.print(f"  {entry.file_size:>9}  {entry.filename}", markup=False)
+            stdout.print(f"  {entry.file_size:>9}  {entry.filename}")

@@ -7,8 +7,6 @@ import argparse
 from build_tools.commands import common
 from build_tools.support.console import stdout
 
-HELP = "fetch and verify the pinned upstream source"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fetch``."""
@@ -20,5 +18,5 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch, verify, and print where the tree lies."""
-    stdout.print(str(common.pinned(args, refresh=args.refresh).root), markup=False)
+    stdout.print(str(common.pinned(args, refresh=args.refresh).root))
     return 0

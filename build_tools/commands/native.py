@@ -18,8 +18,6 @@ from build_tools.support import paths
 from build_tools.support.console import stdout
 from build_tools.support.errors import UsageError
 
-HELP = "build the native library"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -66,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         engine = "metal" if sys.platform == "darwin" else "portable"
     if engine == "portable":
         built = portable.build(work=args.work.resolve(), toolchain=args.toolchain)
-        stdout.print(str(built.library) if built else "none", markup=False)
+        stdout.print(str(built.library) if built else "none")
         return 0
     if args.toolchain is not None:
         msg = "--toolchain is for the portable engine; the metal engine is built by swift"
@@ -80,5 +78,5 @@ def run(args: argparse.Namespace) -> int:
         options=tuple(args.swift_option),
     )
     finished = metal.build(request, remotes=common.remotes_of(args))
-    stdout.print(str(finished.library), markup=False)
+    stdout.print(str(finished.library))
     return 0

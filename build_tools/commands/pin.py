@@ -16,7 +16,6 @@ from build_tools.source.pin import Proposal
 from build_tools.support.console import printable, say, stdout
 from build_tools.support.errors import UsageError
 
-HELP = "pin a new upstream commit, or check for one"
 NEWER = 3
 SHOWN = 40
 
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         same = commit == lock.upstream.commit
         state = "is our pin" if same else f"is not our pin {lock.upstream.commit}"
-        stdout.print(f"{args.ref} of {lock.upstream.url}: {commit} {state}", markup=False)
+        stdout.print(f"{args.ref} of {lock.upstream.url}: {commit} {state}")
         return 0 if same else NEWER
     if not args.dry_run and not args.why:
         msg = "--why TEXT is needed: the lock says why this commit and not another"
@@ -82,20 +81,20 @@ def _show(old: Lock, proposal: Proposal) -> None:
     for before, after in zip(old.repositories, proposal.lock.repositories, strict=True):
         name = after.path or proposal.lock.name
         if before.commit == after.commit:
-            stdout.print(f"{name}: unchanged", markup=False)
+            stdout.print(f"{name}: unchanged")
             continue
-        stdout.print(f"{name}: {before.commit} -> {after.commit}", markup=False)
+        stdout.print(f"{name}: {before.commit} -> {after.commit}")
         commits = proposal.commits.get(name, [])
         for line in commits[:SHOWN] or ["(no history to be had, or none between the two)"]:
-            stdout.print(f"  {printable(line)}", markup=False)
+            stdout.print(f"  {printable(line)}")
         if len(commits) > SHOWN:
-            stdout.print(f"  and {len(commits) - SHOWN} more", markup=False)
+            stdout.print(f"  and {len(commits) - SHOWN} more")
     for title, lines in (
         ("repaired files that changed", proposal.changed),
         ("repairs that no longer apply", proposal.misfits),
         ("functions that the header gained", proposal.added),
         ("functions that the header lost", proposal.removed),
     ):
-        stdout.print(f"{title}: {len(lines) or 'none'}", markup=False)
+        stdout.print(f"{title}: {len(lines) or 'none'}")
         for line in lines:
-            stdout.print(f"  {printable(line)}", markup=False)
+            stdout.print(f"  {printable(line)}")

@@ -12,8 +12,6 @@ from pathlib import Path
 from build_tools.release import assemble, project
 from build_tools.support.console import stdout
 
-HELP = "check the files of a release and make its folder"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -31,5 +29,5 @@ def run(args: argparse.Namespace) -> int:
     subject = project.load()
     assemble.require_tag(args.tag, subject)
     made = assemble.assemble(args.built, args.out, subject, reports=args.reports)
-    stdout.print((made / assemble.SUMS).read_text(encoding="utf-8"), end="", markup=False)
+    stdout.print((made / assemble.SUMS).read_text(encoding="utf-8"), end="")
     return 0

@@ -16,7 +16,6 @@ from build_tools.release.readiness import State
 from build_tools.support import tables
 from build_tools.support.console import stdout
 
-HELP = "say whether HEAD could be released now, and what is missing"
 COLOURS = {State.YES: "green", State.NO: "bold red", State.UNKNOWN: "yellow"}
 
 
@@ -51,5 +50,5 @@ def run(args: argparse.Namespace) -> int:
     result = (
         f"No: {len(against)} to do." if against else "Yes, as far as can be known on this machine."
     )
-    stdout.print(f"Could HEAD be released as {subject.version}? {result}", markup=False)
+    stdout.print(f"Could HEAD be released as {subject.version}? {result}")
     return 1 if against else 0

@@ -17,8 +17,6 @@ from build_tools.binaries.relocate import elf, macho
 from build_tools.support.console import printable, stdout
 from build_tools.support.errors import RelocationError, UsageError
 
-HELP = "make a library fit to be embedded in a wheel"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -55,5 +53,5 @@ def run(args: argparse.Namespace) -> int:
             msg = f"{args.library} is neither an ELF nor a Mach-O file"
             raise RelocationError(msg)
         work.replace(target)
-    stdout.print(printable(f"{target}: {told}"), markup=False)
+    stdout.print(printable(f"{target}: {told}"))
     return 0

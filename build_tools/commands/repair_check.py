@@ -7,12 +7,10 @@ confirm that, and the wheel is handed on as it is: what they would repack is no 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import shutil
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 from packaging.tags import Tag
@@ -22,8 +20,8 @@ from build_tools.support.console import say
 from build_tools.support.errors import BuildToolsError, UsageError
 from build_tools.support.process import find
 from build_tools.support.process import run as run_process
+from build_tools.wheel import archives
 
-HELP = "have auditwheel or delocate confirm that a wheel needs no repair"
 HINT = "`make setup` installs it into .venv."
 NOT_COMPARED = (".dist-info/RECORD", ".dist-info/WHEEL")  # both tools write them anew
 
@@ -92,10 +90,9 @@ def _tags(wheel: Path) -> frozenset[Tag]:
         raise UsageError(str(error)) from error
 
 
-def _contents(wheel: Path) -> dict[str, str]:
-    with zipfile.ZipFile(wheel) as archive:
-        return {
-            name: hashlib.sha256(archive.read(name)).hexdigest()
-            for name in archive.namelist()
-            if not name.endswith(NOT_COMPARED) and not name.endswith("/")
-        }
+def _contents(wheel: Path) -> dict[str, bytes]:
+    return {
+        name: entry.content
+        for name, entry in archives.read(wheel).entries.items()
+        if not name.endswith(NOT_COMPARED)
+    }

@@ -15,8 +15,6 @@ from build_tools.reproduce.build import PLAIN, STRANGE, build, toolchains, uncom
 from build_tools.reproduce.compare import differences
 from build_tools.support.console import say, stdout
 
-HELP = "build twice under different circumstances and compare the bytes"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -56,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             found = differences(*wheels)
             same = same and not found
             result = "different" if found else f"identical, {wheels[0].stat().st_size} bytes"
-            stdout.print(f"{toolchain}: {wheels[0].name}: {result}", markup=False)
+            stdout.print(f"{toolchain}: {wheels[0].name}: {result}")
             for line in found:
-                stdout.print(f"  {line}", markup=False)
+                stdout.print(f"  {line}")
     return 0 if same else 1

@@ -18,7 +18,6 @@ from build_tools.native.shader_compiler import Outcome
 from build_tools.support.console import say, stdout, step
 from build_tools.support.errors import ShaderError
 
-HELP = "record, compile and verify the shaders that a wheel carries"
 # As upstream asks, with the math mode that our overlay always says. The functions are the system's
 # default; a key that a Mac asks for says whether that holds.
 OPTIONS = "language=3.2 math=relaxed functions=fast optimization=default invariance=no macros="
@@ -104,9 +103,9 @@ def _try(args: argparse.Namespace) -> int:
         else:
             asked.append((f"in process, {runtime.name}", _in_process(record, runtime)))
     for name, outcomes in asked:
-        stdout.print(f"### {name}\n", markup=False)
+        stdout.print(f"### {name}\n")
         for each in outcomes:
-            stdout.print(f"- {each}", markup=False)
+            stdout.print(f"- {each}")
         stdout.print()
     broken = [
         f"{name}: {each}"
@@ -133,7 +132,7 @@ def _pack(args: argparse.Namespace) -> int:
     left_out = shader_compiler.pack(record, args.folder, xcrun=args.xcrun)
     for text in left_out:
         say(f"left out (its other variant compiles): {text}")
-    stdout.print(f"{args.folder}: {len(record.sources) - len(left_out)} libraries", markup=False)
+    stdout.print(f"{args.folder}: {len(record.sources) - len(left_out)} libraries")
     return 0
 
 
@@ -148,7 +147,7 @@ def _verify(args: argparse.Namespace) -> int:
         listed = "".join(f"\n  {text}" for text in missing)
         msg = f"the pack {args.folder} does not cover:{listed}"
         raise ShaderError(msg)
-    stdout.print(f"{args.folder}: {len(libraries)} libraries, sound", markup=False)
+    stdout.print(f"{args.folder}: {len(libraries)} libraries, sound")
     return 0
 
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from build_tools.native.standins.simulation import Result
 
-HELP = "execute the pinned source's kernels on this machine, without a GPU"
 _SHOWN = 20
 
 
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_package:
         wrong += _package(simulator, args.work.resolve(), heads=args.heads, full=args.full)
     for text in wrong[:_SHOWN]:
-        stdout.print(f"DISAGREES: {text}", markup=False)
+        stdout.print(f"DISAGREES: {text}")
     count = len(numbers) + len(checked) + len(scheduled) + len(whole)
     say(f"{count} calls executed, {len(wrong)} disagree")
     return 1 if wrong else 0

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from build_tools.native.kernels import Claim, Found
     from build_tools.source.lock import Lock
 
-HELP = "compile the pinned source and its repairs against stand-in Apple modules"
 APPLE9 = 9
 SOURCES = ROOT / "build_tools" / "native" / "shader_sources.json"
 
@@ -85,10 +84,10 @@ def _print(found: list[Found], claims: list[Claim]) -> None:
         )
     tables.show(table)
     distinct = len({entry.item.key for entry in found})
-    stdout.print(f"{distinct} distinct sources", markup=False)
+    stdout.print(f"{distinct} distinct sources")
     for claim in claims:
         mark = "holds" if claim.holds else "DOES NOT HOLD"
-        stdout.print(f"{mark}: {claim.text} ({claim.detail})", markup=False)
+        stdout.print(f"{mark}: {claim.text} ({claim.detail})")
 
 
 def compare(path: Path, record: dict[str, Any]) -> None:

@@ -18,8 +18,6 @@ from build_tools.reproduce.rebuild import find_commit, read_claim
 from build_tools.support.console import say, stdout
 from build_tools.support.errors import UsageError
 
-HELP = "rebuild a wheel from the pin that it names and compare the bytes"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -52,5 +50,5 @@ def run(args: argparse.Namespace) -> int:
         return 0
     stdout.print(f"{args.wheel.name}: NOT reproduced; first: the wheel, second: rebuilt here")
     for line in found:
-        stdout.print(f"  {line}", markup=False)
+        stdout.print(f"  {line}")
     return 1

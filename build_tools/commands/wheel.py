@@ -14,7 +14,6 @@ from build_tools.support.paths import ROOT
 from build_tools.support.process import log_file
 from build_tools.support.process import run as run_process
 
-HELP = "build the wheel with its embedded library"
 DIST = ROOT / "dist"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,7 @@ from packaging.version import InvalidVersion, Version
 
 from build_tools.support.errors import ReleaseError
 from build_tools.support.paths import ROOT
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from build_tools.support.toml import tomllib
 
 TAG_PREFIX = "v"
 

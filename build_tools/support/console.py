@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.text import Text
 
-# Not a terminal: no wrapping at 80 columns, no control codes.
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
-stdout = Console(highlight=False, soft_wrap=True)
+# Not a terminal: no wrapping at 80 columns, no control codes. No brackets are ever markup.
+stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+stdout = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def printable(text: str) -> str:
@@ -27,7 +27,7 @@ def printable(text: str) -> str:
 def say(text: str) -> None:
     """Print progress: one line, or several of ours; nothing in it reaches the terminal raw."""
     shown = "".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in text)
-    stderr.print(shown, markup=False)
+    stderr.print(shown)
 
 
 def _escaped(character: str) -> str:

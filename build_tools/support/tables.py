@@ -26,8 +26,3 @@ def show(table: Table) -> None:
     narrow = stdout.is_terminal or os.environ.get("COLUMNS", "").isdigit()
     console = Console(highlight=False) if narrow else Console(width=WIDE, highlight=False)
     console.print(table)
-
-
-def line(text: str) -> None:
-    """Print one line as it is."""
-    stdout.print(text, markup=False)

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from build_tools.support.toml import tomllib
 
 FOLDERS = tuple(f"build_tools/{n}/" for n in ("support", "binaries", "source", "native", "wheel"))
 SUFFIXES = (".py", ".toml", ".json")

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from build_tools.support.toml import tomllib
 
 # [text](target), target neither an address nor a place on the page.
 _LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?!https?://|mailto:|#)(?P<target>[^)\s]+)\)")
