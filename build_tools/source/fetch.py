@@ -13,7 +13,7 @@ from pathlib import Path
 
 from build_tools.source.git import GITLINK, Entry, Git, check_paths
 from build_tools.source.lock import Lock, Repository
-from build_tools.source.remotes import Remotes, ask, same_repository
+from build_tools.source.remotes import Remotes, same_repository
 from build_tools.source.tree import tree_hash
 from build_tools.support import files
 from build_tools.support.console import say, step
@@ -142,12 +142,8 @@ def _fetch(lock: Lock, entry: Path, *, remotes: Remotes) -> None:
 def _fetch_one(lock: Lock, repo: Repository, folder: Path, *, remotes: Remotes) -> list[Entry]:
     name = repo.path or lock.name
     git = Git(folder)
-
-    def request(address: str) -> None:
-        git.fetch(address, repo.commit, timeout=remotes.timeout)
-
     with step(f"fetch {name} {repo.commit[:12]}"):
-        address = ask(remotes, repo.url, request, what=name)
+        address = git.fetch(remotes, repo.url, repo.commit, what=name)
     tree = git.tree_of(repo.commit)
     if tree != repo.tree:
         msg = (

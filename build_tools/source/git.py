@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from build_tools.source.remotes import Remotes, ask
 from build_tools.support import process
 from build_tools.support.errors import SourceError
 
@@ -80,13 +81,27 @@ class Git:
         if not self.repository.exists():
             self._run("init", "--quiet", "--bare", "--template=", str(self.repository))
 
-    def fetch(self, url: str, commit: str, *, timeout: float, history: bool = False) -> None:
-        """Fetch one commit; with ``history`` its ancestors too, but no files."""
+    def fetch(
+        self, remotes: Remotes, url: str, commit: str, *, what: str, history: bool = False
+    ) -> str:
+        """Fetch one commit; with ``history`` its ancestors too, but no files.
+
+        Returns:
+            The address that had it, of those at which ``url`` can be had.
+
+        Raises:
+            SourceError: None had it; ``what`` says what was missed.
+
+        """
         depth = ("--filter=blob:none",) if history else ("--depth=1",)
-        self._run(
-            *self._here, "fetch", "--quiet", "--no-tags", "--no-recurse-submodules", *depth,
-            "--", url, commit, timeout=timeout,
-        )  # fmt: skip
+
+        def request(address: str) -> None:
+            self._run(
+                *self._here, "fetch", "--quiet", "--no-tags", "--no-recurse-submodules", *depth,
+                "--", address, commit, timeout=remotes.timeout,
+            )  # fmt: skip
+
+        return ask(remotes, url, request, what=what)
 
     def remote_refs(self, url: str, *, timeout: float = 60) -> dict[str, str]:
         """Return what ``url`` advertises: name of the reference to commit."""

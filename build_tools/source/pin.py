@@ -56,11 +56,8 @@ def newest(lock: Lock, *, remotes: Remotes, ref: str = "HEAD") -> str:
     advertised: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         git = Git(Path(folder))
-
-        def request(address: str) -> None:
-            advertised.update(git.remote_refs(address))
-
-        ask(remotes, lock.upstream.url, request, what=lock.name)
+        url, request = lock.upstream.url, lambda at: advertised.update(git.remote_refs(at))
+        ask(remotes, url, request, what=lock.name)
     for name in (f"refs/tags/{ref}^{{}}", ref, f"refs/heads/{ref}", f"refs/tags/{ref}"):
         if name in advertised:
             return advertised[name]
@@ -148,10 +145,7 @@ def _pin(git: Git, lock: Lock, commit: str, *, why: str, remotes: Remotes) -> Lo
 
 
 def _fetch(git: Git, repo: Repository, commit: str, remotes: Remotes) -> Repository:
-    def request(address: str) -> None:
-        git.fetch(address, commit, timeout=remotes.timeout)
-
-    ask(remotes, repo.url, request, what=f"{repo.url} {commit[:12]}")
+    git.fetch(remotes, repo.url, commit, what=f"{repo.url} {commit[:12]}")
     licences = []
     for licence in repo.licences:
         content = git.blob(commit, licence.path)
@@ -168,15 +162,12 @@ def _history(old: Lock, new: Lock, remotes: Remotes) -> dict[str, list[str]]:
     for before, after in zip(old.repositories, new.repositories, strict=True):
         if before.commit == after.commit:
             continue
+        name, what = after.path or new.name, f"history of {after.url}"
         with tempfile.TemporaryDirectory() as folder:
-            history = Git(Path(folder))
-
-            def request(address: str, history: Git = history, after: Repository = after) -> None:
-                history.fetch(address, after.commit, timeout=remotes.timeout, history=True)
-
+            git = Git(Path(folder))
             try:
-                ask(remotes, after.url, request, what=f"history of {after.url}")
-                found[after.path or new.name] = history.log(before.commit, after.commit)
+                git.fetch(remotes, after.url, after.commit, what=what, history=True)
+                found[name] = git.log(before.commit, after.commit)
             except SourceError:
-                found[after.path or new.name] = []
+                found[name] = []
     return found
