@@ -23,7 +23,7 @@ with atheris.instrument_imports(include=["build_tools"]):
     from build_tools.support.errors import RelocationError
     from build_tools.wheel.archives import UnreadableError
 
-from tests.build_tools.audit.makers import INFO, TOP, Recipe, dylib, mac, unsigned
+from tests.build_tools.audit.makers import INFO, TOP, MadeWheel, dylib, mac, unsigned
 from tests.build_tools.audit.makers import elf as compiled
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
@@ -63,7 +63,7 @@ def seeds(folder: Path) -> None:
     thin = dylib(rpaths=("/usr/lib/swift",))
     for number, data in enumerate((thin, unsigned(thin), compiled())):
         (folder / str(number)).write_bytes(data)
-    for number, path in enumerate([Recipe().write(folder)]):
+    for number, path in enumerate([MadeWheel().write(folder)]):
         path.rename(folder / f"wheel-{number}")
 
 

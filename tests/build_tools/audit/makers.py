@@ -47,7 +47,7 @@ needs_cc = pytest.mark.skipif(
 
 
 @dataclass(kw_only=True)
-class Recipe:
+class MadeWheel:
     """What goes into a wheel; the defaults make a sound one without a library.
 
     Attributes:
@@ -127,15 +127,15 @@ class Recipe:
         }
 
 
-def linux(source: str = SOURCE, *flags: str, **options: Any) -> Recipe:
+def linux(source: str = SOURCE, *flags: str, **options: Any) -> MadeWheel:
     """Return a wheel with an ELF library."""
-    return Recipe(**{"tag": LINUX_TAG, "library": engine(source, *flags), **options})
+    return MadeWheel(**{"tag": LINUX_TAG, "library": engine(source, *flags), **options})
 
 
-def mac(data: bytes | None = None, **options: Any) -> Recipe:
+def mac(data: bytes | None = None, **options: Any) -> MadeWheel:
     """Return a wheel with a Mach-O library."""
     library = mac_engine() if data is None else data
-    return Recipe(**{"tag": MAC_TAG, "library": library, **options})
+    return MadeWheel(**{"tag": MAC_TAG, "library": library, **options})
 
 
 def sdist(folder: Path, files: dict[str, bytes | None] | None = None) -> Path:

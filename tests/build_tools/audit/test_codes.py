@@ -21,7 +21,7 @@ from tests.build_tools.audit.makers import (
     SOURCE,
     SWIFTPM_RPATHS,
     TOP,
-    Recipe,
+    MadeWheel,
     dylib,
     elf,
     engine,
@@ -53,8 +53,8 @@ def case(code: str, what: str, make: Callable[[Path], Path]) -> None:
     CASES[f"{code}: {what}"] = (code, make)
 
 
-def recipe(code: str, what: str, **options: Any) -> None:
-    case(code, what, lambda folder: Recipe(**options).write(folder))
+def wheel(code: str, what: str, **options: Any) -> None:
+    case(code, what, lambda folder: MadeWheel(**options).write(folder))
 
 
 def library(code: str, what: str, *arguments: str, **options: Any) -> None:
@@ -69,7 +69,7 @@ def changed(change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
     """Return a maker of a sound wheel whose bytes are changed afterwards."""
 
     def make(folder: Path) -> Path:
-        path = Recipe().write(folder)
+        path = MadeWheel().write(folder)
         path.write_bytes(change(path.read_bytes()))
         return path
 
@@ -80,9 +80,9 @@ def repacked(**options: Any) -> Callable[[Path], Path]:
     """Return a maker of a sound wheel that is packed by zipfile as it comes."""
 
     def make(folder: Path) -> Path:
-        path = Recipe().write(folder)
+        path = MadeWheel().write(folder)
         with zipfile.ZipFile(path, "w", **options) as archive:
-            for name, entry in Recipe().entries().items():
+            for name, entry in MadeWheel().entries().items():
                 archive.writestr(name, entry.content)
         return path
 
@@ -103,16 +103,16 @@ case("not-canonical", "compressed", repacked(compression=zipfile.ZIP_DEFLATED))
 case("not-canonical", "other times and modes", repacked())
 case("not-canonical", "a compressed sdist", sdist_as_tar)
 
-TRUE = Recipe().entries()[f"{INFO}/RECORD"].content
-recipe("record", "another hash", record=TRUE.replace(b"sha256=", b"sha256=A", 1))
-recipe("record", "another size", record=TRUE.replace(b",6\n", b",7\n", 1))
-recipe("record", "a weak hash", record=TRUE.replace(b"sha256", b"md5", 1))
-recipe("record", "a file that is not listed", record=TRUE.split(b"\n", 1)[1])
-recipe("record", "a file that is not there", record=TRUE + b"qwen_mfa/gone.py,,\n")
-recipe("record", "a file listed twice", record=TRUE + TRUE)
+TRUE = MadeWheel().entries()[f"{INFO}/RECORD"].content
+wheel("record", "another hash", record=TRUE.replace(b"sha256=", b"sha256=A", 1))
+wheel("record", "another size", record=TRUE.replace(b",6\n", b",7\n", 1))
+wheel("record", "a weak hash", record=TRUE.replace(b"sha256", b"md5", 1))
+wheel("record", "a file that is not listed", record=TRUE.split(b"\n", 1)[1])
+wheel("record", "a file that is not there", record=TRUE + b"qwen_mfa/gone.py,,\n")
+wheel("record", "a file listed twice", record=TRUE + TRUE)
 
 for missing in ("qwen_mfa/py.typed", f"{INFO}/RECORD", f"{INFO}/licenses/LICENSE"):
-    recipe("file-missing", missing, files={missing: None})
+    wheel("file-missing", missing, files={missing: None})
 library("file-missing", "the SBOM", files={f"{INFO}/sboms/{sbom.NAME}": None})
 library("file-missing", "the manifest", files={manifest.MANIFEST: None})
 case("file-missing", "of an sdist", lambda f: sdist(f, {f"{TOP}/setup.py": None}))
@@ -122,7 +122,7 @@ case(
     lambda f: sdist(f, {f"{TOP}/requirements/constraints.txt": None}),
 )
 for extra in ("other/__init__.py", "qwen_mfa/secret.key", f"{NATIVE}/libMFAFFI.so"):
-    recipe("file-unexpected", extra, files={extra: b"x"})
+    wheel("file-unexpected", extra, files={extra: b"x"})
 library("file-unexpected", "beside the library", files={f"{NATIVE}/more.py": b"x"})
 case(
     "file-unexpected",
@@ -139,17 +139,17 @@ case(
 )
 case("file-unexpected", "outside of an sdist", lambda f: sdist(f, {"setup.py": b"x"}))
 
-recipe("metadata", "no METADATA", files={f"{INFO}/METADATA": b"Name: qwen-mfa\n"})
-recipe("metadata", "another version", files={f"{INFO}/METADATA": METADATA.replace(b"1.0", b"1.1")})
-recipe("metadata", "another name", files={f"{INFO}/METADATA": METADATA.replace(b"n-mfa", b"n-mfb")})
-recipe(
+wheel("metadata", "no METADATA", files={f"{INFO}/METADATA": b"Name: qwen-mfa\n"})
+wheel("metadata", "another version", files={f"{INFO}/METADATA": METADATA.replace(b"1.0", b"1.1")})
+wheel("metadata", "another name", files={f"{INFO}/METADATA": METADATA.replace(b"n-mfa", b"n-mfb")})
+wheel(
     "metadata",
     "a licence that is not there",
     files={f"{INFO}/METADATA": METADATA.replace(b"LICENSE", b"COPYING")},
 )
 case("metadata", "an sdist of another version", lambda f: sdist(f, {f"{TOP}/PKG-INFO": b"Name: x"}))
 
-WHEEL = Recipe().entries()[f"{INFO}/WHEEL"].content
+WHEEL = MadeWheel().entries()[f"{INFO}/WHEEL"].content
 for what, text in {
     "no field": b"\xff\xfe\0",
     "another tag": WHEEL.replace(b"any", b"win32"),
@@ -157,10 +157,10 @@ for what, text in {
     "another version": WHEEL.replace(b"1.0", b"9.0"),
     "purelib unsaid": WHEEL.replace(b"Root-Is-Purelib: true\n", b""),
 }.items():
-    recipe("wheel-file", what, files={f"{INFO}/WHEEL": text})
+    wheel("wheel-file", what, files={f"{INFO}/WHEEL": text})
 POINTS = f"{INFO}/entry_points.txt"
-recipe("entry-point", "no module", files={POINTS: b"[console_scripts]\nx = qwen_mfa.gone:main\n"})
-recipe("entry-point", "no section", files={POINTS: b"x = qwen_mfa.cli:main\n"})
+wheel("entry-point", "no module", files={POINTS: b"[console_scripts]\nx = qwen_mfa.gone:main\n"})
+wheel("entry-point", "no section", files={POINTS: b"x = qwen_mfa.cli:main\n"})
 
 library("manifest", "of another platform", facts={"platform_tag": "manylinux_2_99_x86_64"})
 library("manifest", "of another version", facts={"package": {"name": "qwen-mfa", "version": "2"}})
@@ -177,7 +177,7 @@ library("sbom", "another source", facts={"sources": {"swift_pkg/a.c": "b" * 64}}
 library("sbom", "a source that it does not name", facts={"overlay": {"swift_pkg/b.c": "b" * 64}})
 for index in ("{", '{"format": 2}', '{"format": 1, "libraries": {"a": {"file": []}}}'):
     name = f"{NATIVE}/shaders/index.json"
-    recipe("shader-pack", index, files={name: index.encode()})
+    wheel("shader-pack", index, files={name: index.encode()})
 
 library(
     "build-path", "in the library", f'{SOURCE}\nconst char *mfa_w = "/home/somebody/work/demo.c";'
@@ -276,7 +276,7 @@ def test_every_code_has_a_case() -> None:
 
 
 SOUND = {
-    "pure": lambda f: Recipe().write(f),
+    "pure": lambda f: MadeWheel().write(f),
     "linux": lambda f: linux().write(f),
     "macos": lambda f: mac().write(f),
     "sdist": sdist,

@@ -14,7 +14,7 @@ from build_tools.audit.auditor import audit, require
 from build_tools.audit.findings import AuditError
 from build_tools.source.header import declared
 from build_tools.wheel.archives import UnreadableError
-from tests.build_tools.audit.makers import INFO, TOP, Recipe
+from tests.build_tools.audit.makers import INFO, TOP, MadeWheel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,12 +23,12 @@ PURE = f"{TOP}-py3-none-any.whl"
 
 
 def test_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", str(Recipe().write(tmp_path))]) == 0
+    assert main(["audit", str(MadeWheel().write(tmp_path))]) == 0
     assert capsys.readouterr().out == f"{PURE}: passed\n"
 
 
 def test_findings_in_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wheel = Recipe(files={"qwen_mfa/py.typed": None}).write(tmp_path)
+    wheel = MadeWheel(files={"qwen_mfa/py.typed": None}).write(tmp_path)
     assert main(["audit", str(wheel)]) == 1
     out = capsys.readouterr().out
     for word in ("code", "file", "what", "how to mend", "file-missing", "1 finding"):
@@ -43,7 +43,7 @@ def test_the_table_is_as_wide_as_columns_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    wheel = Recipe(files={"qwen_mfa/py.typed": None}).write(tmp_path)
+    wheel = MadeWheel(files={"qwen_mfa/py.typed": None}).write(tmp_path)
     assert main(["audit", str(wheel)]) == 1
     width = max(map(len, capsys.readouterr().out.splitlines()))
     assert width <= columns
@@ -52,7 +52,7 @@ def test_the_table_is_as_wide_as_columns_says(
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad").mkdir()
-    good, bad = Recipe().write(tmp_path), Recipe(record=b"").write(tmp_path / "bad")
+    good, bad = MadeWheel().write(tmp_path), MadeWheel(record=b"").write(tmp_path / "bad")
     gone = tmp_path / f"{TOP}-py3-none-win32.whl"
     assert main(["audit", "--json", str(good), str(bad), str(gone)]) == 2
     first, second, third = json.loads(capsys.readouterr().out)
@@ -76,7 +76,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("damage", UNREADABLE)
 def test_unreadable(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wheel = Recipe().write(tmp_path)
+    wheel = MadeWheel().write(tmp_path)
     wheel.write_bytes(UNREADABLE[damage](wheel.read_bytes()))  # type: ignore[no-untyped-call]
     assert main(["audit", str(wheel)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {PURE} cannot be read: ")
@@ -130,7 +130,7 @@ def test_a_foreign_file_is_sent_to_its_tool(
 def test_the_file_s_own_name_steers_no_terminal(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wheel = Recipe().write(tmp_path).rename(tmp_path / name)
+    wheel = MadeWheel().write(tmp_path).rename(tmp_path / name)
     assert main(["audit", str(wheel)]) == 2
     printed = "".join(capsys.readouterr())
     assert "\x1b" not in printed
@@ -141,7 +141,7 @@ def test_the_file_s_own_name_steers_no_terminal(
 def test_names_inside_steer_no_terminal(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wheel = Recipe().write(tmp_path)
+    wheel = MadeWheel().write(tmp_path)
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr(name, b"")
     assert main(["audit", str(wheel)]) == 2
@@ -156,7 +156,7 @@ def test_texts_inside_steer_no_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     hostile = b"[console_scripts]\nx = qwen_mfa.\x1b[31m[bold]gone\x07:main\n"
-    wheel = Recipe(files={f"{INFO}/entry_points.txt": hostile}).write(tmp_path)
+    wheel = MadeWheel(files={f"{INFO}/entry_points.txt": hostile}).write(tmp_path)
     assert main(["audit", str(wheel)]) == 1
     out = capsys.readouterr().out
     assert "\x1b" not in out
@@ -167,7 +167,7 @@ def test_texts_inside_steer_no_terminal(
 
 
 def test_what_must_pass_raises_with_every_finding(tmp_path: Path) -> None:
-    wheel = Recipe(files={"qwen_mfa/py.typed": None, "other.py": b""}).write(tmp_path)
+    wheel = MadeWheel(files={"qwen_mfa/py.typed": None, "other.py": b""}).write(tmp_path)
     with pytest.raises(AuditError, match=r"(?s)file-missing: qwen_mfa/py\.typed.*file-unexpected"):
         require(wheel)
 

@@ -27,7 +27,7 @@ from build_tools.wheel.archives import UnreadableError
 from tests.build_tools.audit.makers import (
     INFO,
     ROOT,
-    Recipe,
+    MadeWheel,
     dylib,
     linux,
     needs_cc,
@@ -170,7 +170,7 @@ def test_any_manifest(facts: dict[str, object], tmp_path: Path) -> None:
 @settings(QUICK, max_examples=150)
 @given(name=st.text(min_size=1, max_size=60), mode=st.integers(0, 0xFFFF))
 def test_any_entry(name: str, mode: int, tmp_path: Path) -> None:
-    path = Recipe().write(tmp_path)
+    path = MadeWheel().write(tmp_path)
     info = zipfile.ZipInfo("x")
     info.filename = name.encode("utf-8", "replace").decode()
     info.external_attr = mode << 16
@@ -184,7 +184,7 @@ def test_any_entry(name: str, mode: int, tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
-    path = Recipe().write(tmp_path)
+    path = MadeWheel().write(tmp_path)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         for number in range(2):
             with archive.open(f"zeros{number}", "w", force_zip64=True) as target:
@@ -326,8 +326,8 @@ def test_deep_nesting_in_text(tmp_path: Path) -> None:
 
 
 def test_a_hundred_thousand_findings_are_thinned(tmp_path: Path) -> None:
-    recipe = Recipe(record=b"\n".join(b"gone%d,," % n for n in range(100_000)))
-    assert len(audit(recipe.write(tmp_path)).findings) == 200
+    wheel = MadeWheel(record=b"\n".join(b"gone%d,," % n for n in range(100_000)))
+    assert len(audit(wheel.write(tmp_path)).findings) == 200
 
 
 @pytest.mark.parametrize("target", ["readers", "wheels"])

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING
 import pytest
 
 from build_tools.reproduce.compare import CompareError, differences
-from tests.build_tools.audit.makers import Recipe, dylib, elf, needs_cc
+from tests.build_tools.audit.makers import MadeWheel, dylib, elf, needs_cc
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def two(tmp_path: Path, first: Recipe, second: Recipe) -> list[str]:
+def two(tmp_path: Path, first: MadeWheel, second: MadeWheel) -> list[str]:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     found = differences(first.write(tmp_path / "a"), second.write(tmp_path / "b"))
     return [line for line in found if "/RECORD" not in line]
 
 
-def holding(**files: bytes) -> Recipe:
-    return Recipe(files={f"demo/{name.replace('_', '.')}": data for name, data in files.items()})
+def holding(**files: bytes) -> MadeWheel:
+    return MadeWheel(files={f"demo/{name.replace('_', '.')}": data for name, data in files.items()})
 
 
 def test_identical(tmp_path: Path) -> None:
-    assert two(tmp_path, Recipe(), Recipe()) == []
+    assert two(tmp_path, MadeWheel(), MadeWheel()) == []
 
 
 def test_lines_of_text(tmp_path: Path) -> None:
@@ -84,13 +84,13 @@ def test_another_compression_of_the_same_files(tmp_path: Path) -> None:
 
 @needs_cc
 def test_sections_of_elf_files(tmp_path: Path) -> None:
-    recipes = [
-        Recipe(
+    wheels = [
+        MadeWheel(
             files={"demo/d.so": elf(f'const char *demo(void) {{ return "{word}-number"; }}')},
         )
         for word in ("first", "other")
     ]
-    found = two(tmp_path, *recipes)
+    found = two(tmp_path, *wheels)
     assert any(line.startswith("demo/d.so: section .rodata: 5 of ") for line in found), found
     assert "demo/d.so: section .rodata: only in the first: 'first-number'" in found
     assert all("section .rodata" in line or ".note.gnu.build-id" in line for line in found)
@@ -102,8 +102,8 @@ def test_elf_files_that_cannot_be_read(tmp_path: Path) -> None:
     struct.pack_into("<Q", broken, 40, len(broken) - 3)  # section headers: cut
     found = two(
         tmp_path,
-        Recipe(files={"demo/d.so": elf()}),
-        Recipe(files={"demo/d.so": bytes(broken)}),
+        MadeWheel(files={"demo/d.so": elf()}),
+        MadeWheel(files={"demo/d.so": bytes(broken)}),
     )
     assert len(found) >= 1
     assert all(line.startswith("demo/d.so: ") for line in found)
@@ -114,8 +114,8 @@ def test_segments_of_macho_files(tmp_path: Path) -> None:
     other = dylib(source="int demo(void) { return 2; }", rpaths=("/Users/x/lib/swift",))
     found = two(
         tmp_path,
-        Recipe(files={"demo/d.dylib": one}),
-        Recipe(files={"demo/d.dylib": other}),
+        MadeWheel(files={"demo/d.dylib": one}),
+        MadeWheel(files={"demo/d.dylib": other}),
     )
     text = "\n".join(found)
     assert "demo/d.dylib: segment __TEXT: " in text
@@ -129,7 +129,7 @@ def test_what_differs_steers_no_terminal(tmp_path: Path) -> None:
 
 
 def test_what_is_no_wheel(tmp_path: Path) -> None:
-    good = Recipe().write(tmp_path)
+    good = MadeWheel().write(tmp_path)
     bad = tmp_path / "bad.whl"
     bad.write_bytes(b"text")
     for first, second in ((good, bad), (bad, good), (good, tmp_path), (good, tmp_path / "gone")):

@@ -17,7 +17,7 @@ from build_tools.support.process import capture
 from build_tools.wheel import fingerprint
 from build_tools.wheel.archives import Entry, UnreadableError, read
 from build_tools.wheel.canonical import pack_wheel, rewrite_wheel
-from tests.build_tools.audit.makers import INFO, Recipe
+from tests.build_tools.audit.makers import INFO, MadeWheel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,9 +93,9 @@ def test_verify_agrees(
 # ---------------------------------------------------------------- claims and commits
 
 
-def claimed(manifest: object) -> Recipe:
+def claimed(manifest: object) -> MadeWheel:
     text = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
-    return Recipe(files={"qwen_mfa/_native/manifest.json": text})
+    return MadeWheel(files={"qwen_mfa/_native/manifest.json": text})
 
 
 def test_a_claim(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_claim(tmp_path: Path) -> None:
     claim = read_claim(claimed(manifest).write(tmp_path))
     modules = {
         f"mfa_wheel/{name}": hashlib.sha256(entry.content).hexdigest()
-        for name, entry in Recipe().entries().items()
+        for name, entry in MadeWheel().entries().items()
         if name.startswith("qwen_mfa/")
     }
     assert claim == Claim(
@@ -138,10 +138,10 @@ def test_bad_manifests(manifest: object, tmp_path: Path) -> None:
 def test_other_wheels(tmp_path: Path) -> None:
     with pytest.raises(ReproduceError, match="does not hold qwen_mfa"):
         read_claim(
-            Recipe(files={n: None for n in Recipe().entries() if n[8] == "/"}).write(tmp_path)
+            MadeWheel(files={n: None for n in MadeWheel().entries() if n[8] == "/"}).write(tmp_path)
         )
-    true = Recipe().entries()[f"{INFO}/RECORD"].content
-    lying = Recipe(record=true.replace(b"sha256=", b"sha256=A", 1))
+    true = MadeWheel().entries()[f"{INFO}/RECORD"].content
+    lying = MadeWheel(record=true.replace(b"sha256=", b"sha256=A", 1))
     with pytest.raises(ReproduceError, match="Get the wheel again"):
         read_claim(lying.write(tmp_path))
     (tmp_path / "text.whl").write_text("text", encoding="utf-8")

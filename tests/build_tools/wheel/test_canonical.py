@@ -20,7 +20,7 @@ from build_tools.wheel.canonical import (
     rewrite_wheel,
     source_date_epoch,
 )
-from tests.build_tools.audit.makers import INFO, Recipe, linux, needs_cc
+from tests.build_tools.audit.makers import INFO, MadeWheel, linux, needs_cc
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ def no_date(monkeypatch: pytest.MonkeyPatch) -> None:
 def messy(path: Path, seed: int) -> None:
     """Pack the same files in another order, with other times, modes, compression and a comment."""
     rng = random.Random(seed)  # noqa: S311 - not for secrets
-    contents = [(name, entry.content) for name, entry in Recipe().entries().items()]
+    contents = [(name, entry.content) for name, entry in MadeWheel().entries().items()]
     rng.shuffle(contents)
     with zipfile.ZipFile(path, "w") as archive:
         archive.comment = bytes([seed])
@@ -67,7 +67,7 @@ def test_wheels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_no_zlib_has_a_say(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = Recipe().write(tmp_path) if kind == "wheel" else tmp_path / "demo-1.0.tar.gz"
+    path = MadeWheel().write(tmp_path) if kind == "wheel" else tmp_path / "demo-1.0.tar.gz"
     if kind == "sdist":
         tarball(path, 1)
     rewrite = rewrite_wheel if kind == "wheel" else rewrite_sdist
@@ -95,7 +95,7 @@ def test_executable_bits_stay(tmp_path: Path) -> None:
 
 
 def test_an_sbom_is_added_and_recorded(tmp_path: Path) -> None:
-    path = Recipe().write(tmp_path)
+    path = MadeWheel().write(tmp_path)
     rewrite_wheel(path, sboms={"more.spdx": "SPDXVersion: SPDX-2.3\n"})
     assert {each.code for each in audit(path).findings} == {"file-unexpected"}
     with zipfile.ZipFile(path) as archive:
@@ -105,12 +105,12 @@ def test_an_sbom_is_added_and_recorded(tmp_path: Path) -> None:
 
 def test_bad_wheels_stay_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "qwen_mfa-1.0-py3-none-any.whl"
-    for data in (b"", b"text", Recipe().write(tmp_path).read_bytes()[:500]):
+    for data in (b"", b"text", MadeWheel().write(tmp_path).read_bytes()[:500]):
         path.write_bytes(data)
         with pytest.raises(CanonicalError, match="It cannot be rewritten"):
             rewrite_wheel(path)
         assert path.read_bytes() == data
-    without = Recipe(files={f"{INFO}/RECORD": None}).write(tmp_path)
+    without = MadeWheel(files={f"{INFO}/RECORD": None}).write(tmp_path)
     with pytest.raises(CanonicalError, match="has one RECORD, this one has 0"):
         rewrite_wheel(without)
     assert list(tmp_path.iterdir()) == [path]
@@ -118,7 +118,7 @@ def test_bad_wheels_stay_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "C:/x", "a\\x", "a\nb", "a//b"])
 def test_unsafe_names_are_refused(name: str, tmp_path: Path) -> None:
-    path = Recipe().write(tmp_path)
+    path = MadeWheel().write(tmp_path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(name, b"")
     with pytest.raises(UnreadableError, match="no safe name"):
@@ -128,7 +128,7 @@ def test_unsafe_names_are_refused(name: str, tmp_path: Path) -> None:
 def test_the_date(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert source_date_epoch() == 315_532_800
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    path = Recipe().write(tmp_path)
+    path = MadeWheel().write(tmp_path)
     rewrite_wheel(path)
     with zipfile.ZipFile(path) as archive:
         assert {info.date_time for info in archive.infolist()} == {(2023, 11, 14, 22, 13, 20)}
