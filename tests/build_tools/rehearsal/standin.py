@@ -1,8 +1,8 @@
 """Stand-in wheels for machines that this one cannot build for, so that installers have a choice.
 
-Their library is the portable engine, cross-compiled with zig. Nobody ever gets one: the manifest
-says engine "stand-in", which `build_tools.release.files` refuses, and the file name's build tag
-says it to people.
+Their library exports the C interface and computes nothing, cross-compiled with zig. Nobody ever
+gets one: the manifest says engine "stand-in", which `build_tools.release.files` refuses, and the
+file name's build tag says it to people.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from build_tools.binaries.relocate import macho
 from build_tools.native import portable
+from build_tools.source.header import declared
 from build_tools.support import process
+from build_tools.support.paths import ROOT
 from build_tools.wheel import archives, canonical, fingerprint, manifest, sbom
 from build_tools.wheel.archives import Entry
 
@@ -46,7 +48,7 @@ def _linux(arch: str) -> Target:
         library="libMFAFFI.so",
         tag=f"manylinux_2_17_{arch}",
         link=(
-            "-shared", "-Wl,-soname,libMFAFFI.so", "-Wl,-z,relro,-z,now", "-lm", "-lpthread",
+            "-shared", "-Wl,-soname,libMFAFFI.so", "-Wl,-z,relro,-z,now",
             f"-Wl,--version-script={portable.PACKAGE / portable.EXPORTS}",
         ),
     )  # fmt: skip
@@ -88,13 +90,13 @@ def make(pure: Path, target: Target, out: Path, *, project: Project) -> Path:
 
 
 def _compile(target: Target, folder: Path) -> Path:
-    library = folder / target.library
-    sources = sorted(portable.SOURCES.rglob("*.c"))
+    library, source = folder / target.library, folder / "standin.c"
+    names = declared((ROOT / "mfa_wheel" / manifest.DECLARATIONS).read_text(encoding="utf-8"))
+    source.write_text("".join(f"int {name}(void) {{ return -1; }}\n" for name in names))
     command = [
-        sys.executable, "-m", "ziglang", "cc", "-target", target.zig, "-std=gnu11", "-g0",
-        "-O0", "-fno-sanitize=undefined",  # nobody runs it
-        "-fPIC", "-fvisibility=hidden", f"-I{portable.SOURCES / 'include'}",
-        *map(str, sources), *target.link, "-s", "-o", str(library),
+        # Without the C library, which zig would compile first.
+        sys.executable, "-m", "ziglang", "cc", "-target", target.zig, "-g0", "-nostdlib", "-fPIC",
+        source.name, *target.link, "-s", "-o", str(library),
     ]  # fmt: skip
     process.run(command, cwd=folder)
     if target is MACOS:
