@@ -43,6 +43,14 @@ class Answer:
 class _Unmet(Exception):  # noqa: N818 - not an error of the program
     """A condition is not met; the text says what is to be done."""
 
+    state = State.NO
+
+
+class _Unknown(_Unmet):
+    """Whether a condition is met cannot be known here; the text says where."""
+
+    state = State.UNKNOWN
+
 
 def answers(project: Project, *, tag: str | None = None, built: Path | None = None) -> list[Answer]:
     """Return the state of every condition.
@@ -60,33 +68,18 @@ def answers(project: Project, *, tag: str | None = None, built: Path | None = No
         ("CHANGELOG.md has the version", lambda: _changelog(project)),
         ("workflows use pinned actions only", lambda: _pinned(project)),
         ("the platform matrix is of this version", lambda: _table(project)),
+        ("every file is there", lambda: _files(built, project)),
+        ("CI passed at this commit; the index trusts release.yml", _elsewhere),
     ]
-    told = [_ask(condition, check) for condition, check in checks]
-    if built is None:
-        told.append(
-            Answer(
-                condition="every file is there",
-                state=State.UNKNOWN,
-                detail="the release workflow builds them; --dist DIR checks a folder",
-            )
-        )
-    else:
-        told.append(_ask("every file is there", lambda: _files(built, project)))
-    return [
-        *told,
-        Answer(
-            condition="CI passed at this commit; the index trusts release.yml",
-            state=State.UNKNOWN,
-            detail="look at the repository's Actions page and the settings in docs/releasing.md",
-        ),
-    ]
+    return [_ask(condition, check) for condition, check in checks]
 
 
 def _ask(condition: str, check: Callable[[], str]) -> Answer:
     try:
         return Answer(condition=condition, state=State.YES, detail=check())
     except (_Unmet, BuildToolsError) as error:
-        return Answer(condition=condition, state=State.NO, detail=str(error))
+        state = error.state if isinstance(error, _Unmet) else State.NO
+        return Answer(condition=condition, state=state, detail=str(error))
 
 
 def _git(project: Project, *arguments: str) -> str:
@@ -175,9 +168,17 @@ def _table(project: Project) -> str:
     return PLATFORMS
 
 
-def _files(built: Path, project: Project) -> str:
+def _files(built: Path | None, project: Project) -> str:
+    if built is None:
+        msg = "the release workflow builds them; --dist DIR checks a folder"
+        raise _Unknown(msg)
     wrong = files.problems(built, project)
     if wrong:
         more = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise _Unmet("; ".join(wrong[:SHOWN]) + more)
     return f"{len(files.KINDS)} files in {built}"
+
+
+def _elsewhere() -> str:
+    msg = "look at the repository's Actions page and the settings in docs/releasing.md"
+    raise _Unknown(msg)

@@ -102,13 +102,10 @@ def parse(text: str) -> Lock:
         why=_text(upstream, "why").strip(),
         upstream=_repository(upstream, path=""),
         submodules=submodules,
-        header=HashedFile(path=_relative(abi, "header"), sha256=_matching(abi, "sha256", _SHA256)),
+        header=_hashed(abi, "header"),
         product=_text(build, "product"),
         requires={str(k): str(v) for k, v in _table(build, "requires").items()},
-        shader_packs=tuple(
-            HashedFile(path=_relative(item, "path"), sha256=_matching(item, "sha256", _SHA256))
-            for item in data.get("shader_packs", [])
-        ),
+        shader_packs=tuple(_hashed(item, "path") for item in data.get("shader_packs", [])),
     )
 
 
@@ -136,10 +133,7 @@ def _rewrite_repository(entry: Any, repository: Repository) -> None:
 
 
 def _repository(entry: Mapping[str, Any], *, path: str) -> Repository:
-    licences = tuple(
-        HashedFile(path=_relative(item, "path"), sha256=_matching(item, "sha256", _SHA256))
-        for item in entry.get("licences", [])
-    )
+    licences = tuple(_hashed(item, "path") for item in entry.get("licences", []))
     if not licences:
         msg = f"{path or 'upstream'} names no licence file"
         raise LockError(msg)
@@ -150,6 +144,10 @@ def _repository(entry: Mapping[str, Any], *, path: str) -> Repository:
         tree=_matching(entry, "tree", _OBJECT_ID),
         licences=licences,
     )
+
+
+def _hashed(data: Mapping[str, Any], name: str) -> HashedFile:
+    return HashedFile(path=_relative(data, name), sha256=_matching(data, "sha256", _SHA256))
 
 
 def _table(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -226,7 +226,8 @@ def dylib(
     machine = {"arm64": "aarch64", "x86_64": "x86_64"}[architecture]
     command = [
         sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-macos.{minimum}",
-        "-O2", "-g0", "-shared", "demo.c", "-o", name, "-L.", *link, *flags,
+        # Without the C library, which zig would compile first; libSystem is linked all the same.
+        "-O2", "-g0", "-nostdlib", "-shared", "demo.c", "-o", name, "-L.", *link, *flags,
         f"-Wl,-install_name,{install_name or '@rpath/' + name}",
         "-Wl,-headerpad_max_install_names",
         *(f"-Wl,-rpath,{path}" for path in rpaths),
