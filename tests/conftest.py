@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,16 @@ CPU_DEVICE = ROOT / "tests" / "standins" / "cpu_device"
 CPU = mx.Device(mx.DeviceType.cpu)
 
 
+class SaysAtOnce:
+    """Names each failure when it happens: a run on a lent GPU may be cut off before the end."""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            words = report.longreprtext.strip().splitlines() or [""]
+            sys.stderr.write(f"\nFAILED {report.nodeid} - {words[-1]}\n")
+            sys.stderr.flush()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--gpu", action="store_true", help="test on MLX's default device, a GPU")
 
@@ -43,6 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(msg)
         # What is compared in float32 is computed in float32.
         os.environ["MLX_ENABLE_TF32"] = "0"
+        if "PYTEST_XDIST_WORKER" not in os.environ:
+            config.pluginmanager.register(SaysAtOnce())
     elif is_gpu:
         # Of a Mac's wheel, too, what is tested here is the portable engine (the Makefile builds
         # it); the Metal library has a self-test of its own.

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests import conftest
 
 if TYPE_CHECKING:
@@ -30,6 +32,17 @@ def default_device(folder: Path) -> str:
 
 def test_children_compute_on_the_cpu(tmp_path: Path) -> None:
     assert default_device(tmp_path) == "the CPU"
+
+
+def test_failures_on_a_gpu_are_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    report = pytest.TestReport(
+        "tests/x.py::test_y", ("x.py", 1, "y"), {}, "failed", "traceback\nE  a reason", "call"
+    )
+    conftest.SaysAtOnce().pytest_runtest_logreport(report)
+    assert capsys.readouterr().err == "\nFAILED tests/x.py::test_y - E  a reason\n"
+    report.outcome = "passed"
+    conftest.SaysAtOnce().pytest_runtest_logreport(report)
+    assert not capsys.readouterr().err
 
 
 def test_the_real_mlx_is_found_as_ever() -> None:

@@ -94,6 +94,7 @@ def test_an_instruction_set_does_not_matter_without_a_library_that_reads_it(
         library.outcome.forget()
 
 
+@pytest.mark.cpu  # where there is something to keep: a kernel that was measured
 def test_a_cache_folder_that_cannot_be_used_is_warned_of_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

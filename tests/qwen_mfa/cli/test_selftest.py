@@ -60,14 +60,24 @@ def test_selftest_passes_and_shows_a_table() -> None:
         assert word in done.stdout
 
 
-def test_selftest_json() -> None:
-    done = run("selftest", "--json", "--image-tokens", "30")
-    report = json.loads(done.stdout)
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test in this process, with three heads."""
+    monkeypatch.setattr(selftest, "take_in_child", sample.take)
+    for module in (sample, selftest):
+        monkeypatch.setattr(module, "HEADS", 3)
+
+
+@pytest.mark.usefixtures("here")
+def test_selftest_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["selftest", "--json", "--image-tokens", "30"]) == 0
+    report = json.loads(capsys.readouterr().out)
     assert report["passed"] is True
     assert len(report["rows"]) == 6
     assert all(row["kernel"] == "cpu" and row["error"] <= row["allowed"] for row in report["rows"])
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     "fault", ["first head only", "one row", "mask ignored", "a little off", "NaN"]
 )
@@ -91,8 +101,6 @@ def test_selftest_sees_a_wrong_kernel(
         return out.astype(call.q.dtype)
 
     monkeypatch.setattr(cpu, "run", wrong)
-    # In this process, where the fault is.
-    monkeypatch.setattr(selftest, "take_in_child", sample.take)
     assert cli.main(["selftest", "--image-tokens", "40"]) == 1
     assert "WRONG" in capsys.readouterr().out
 

@@ -48,6 +48,18 @@ _COUNTERS = ("get_", "set_", "reset_")  # of memory
 _asked = threading.local()
 
 
+class _Default:
+    device = mx.Device(mx.DeviceType.gpu)
+
+
+_default = _Default()
+
+
+def _set_default_device(device: Any) -> None:
+    """Only remember it: everything is computed on the CPU."""
+    _default.device = device if isinstance(device, mx.Device) else mx.Device(device)
+
+
 def activate(put: Put) -> None:
     """Watch every operation, through ``put(object, name, value)``."""
     for module in (mx, mx.fast, mx.linalg, mx.fft, mx.random):
@@ -61,8 +73,9 @@ def activate(put: Put) -> None:
         if type(found).__name__ in {"nb_func", "nb_method"} and name not in _METHODS:
             put(mx.array, name, _watched(found))
     put(mx, "stream", functools.partial(_Asked, mx.stream))
-    gpu = mx.Device(mx.DeviceType.gpu)
-    put(mx, "default_device", lambda: gpu)
+    _default.device = mx.Device(mx.DeviceType.gpu)
+    put(mx, "default_device", lambda: _default.device)
+    put(mx, "set_default_device", _set_default_device)
 
 
 def environment() -> dict[str, str]:
@@ -77,10 +90,10 @@ class _Asked:
 
     def __init__(self, stream: Callable[[Any], Any], where: Any) -> None:
         self._inner = stream(where)
-        self._is_cpu = _is_cpu(where)
+        self._where = where
 
     def __enter__(self) -> Any:
-        _stack().append(self._is_cpu)
+        _stack().append(self._where)
         return self._inner.__enter__()
 
     def __exit__(self, *error: object) -> Any:
@@ -88,11 +101,16 @@ class _Asked:
         return self._inner.__exit__(*error)
 
 
-def _stack() -> list[bool]:
+def _stack() -> list[Any]:
     if not hasattr(_asked, "stack"):
-        _asked.stack = [False]
-    found: list[bool] = _asked.stack
+        _asked.stack = []
+    found: list[Any] = _asked.stack
     return found
+
+
+def _innermost() -> Any:
+    """Return the device or stream that was asked for last and is not left, or the default."""
+    return _stack()[-1] if _stack() else _default.device
 
 
 def _is_cpu(where: Any) -> bool:
@@ -104,7 +122,7 @@ def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def watched(*args: Any, **kwargs: Any) -> Any:
         asked = kwargs.get("stream")
-        if _stack()[-1] if asked is None else _is_cpu(asked):
+        if _is_cpu(_innermost() if asked is None else asked):
             return function(*args, **kwargs)
         if any(array.dtype == mx.float64 for array in _arrays((*args, *kwargs.values()))):
             raise ValueError(MESSAGE)
