@@ -12,11 +12,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import pytest
 
+from qwen_mfa.kernels import metal
 from qwen_mfa.kernels.metal import execute
 from tests.qwen_mfa.kernels.metal import test_misuse as misuse
 from tests.qwen_mfa.kernels.metal.conftest import StandinMac
@@ -86,6 +89,49 @@ def test_a_mistake_is_caught(mac: StandinMac, alter: Callable[..., None], name: 
     misuse.make(name, alter)
     found = misuse.outcome(mac, misuse.probe(name))
     assert found & CAUGHT[name] if CAUGHT[name] else found == set()
+
+
+def test_an_output_that_is_used_again_is_caught(
+    mac: StandinMac, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    misuse.test_an_output_that_is_used_again_is_caught(mac, monkeypatch)
+
+
+def test_a_commit_after_an_error_code_is_caught(
+    mac: StandinMac, alter: Callable[..., None]
+) -> None:
+    """The library refuses a context that is not there, and has encoded nothing."""
+    nobody = "SimpleNamespace(lib=engine.lib, context=SimpleNamespace(handle=ffi().NULL))"
+    alter(
+        "execute",
+        ("_check(engine, _encode(engine, ", f"(_encode({nobody}, "),
+        ("from typing import", "from types import SimpleNamespace\nfrom typing import"),
+    )
+    found = misuse.outcome(mac, misuse.probe(""))
+    assert {"an empty command buffer was committed", WRONG} <= found
+
+
+def test_a_missing_lock_is_caught(mac: StandinMac, alter: Callable[..., None]) -> None:
+    call = misuse.probe("mask")
+    mx.eval(call.arrays())
+    metal.accurate.run(call)  # later calls are warm: each encodes once
+    kept = execute.the_engine()
+    first, encoded = "        engine = the_engine()", "_encode(engine, objc, commands, work))"
+    alter(
+        "execute",
+        (f"    with _lock:\n{first}", "    if True:\n        engine = kept"),
+        (encoded, f"{encoded}\n        both_have_encoded.wait(60)"),
+    )
+    vars(execute).update(both_have_encoded=threading.Barrier(2), kept=kept)
+
+    def work() -> None:
+        with mx.stream(mx.new_stream(mx.cpu)):
+            metal.accurate.run(call)
+
+    with ThreadPoolExecutor(2) as pool:
+        for each in [pool.submit(work) for _ in range(2)]:
+            each.result()
+    assert "two calls of the library were under way" in mac.misuses()
 
 
 @pytest.mark.parametrize("name", FATAL)

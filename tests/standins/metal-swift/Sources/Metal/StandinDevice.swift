@@ -231,6 +231,25 @@ final class StandinQueue: MTLCommandQueue, @unchecked Sendable {
   }
 }
 
+/// Command buffers that hold work which is not done. Upstream keeps one memory for masks and locks
+/// nothing, so that a correct caller has one of them at a time.
+private enum UnderWay {
+  private static let lock = NSLock()
+  nonisolated(unsafe) private static var count = 0
+
+  static func begin() {
+    let found = lock.withLock {
+      count += 1
+      return count
+    }
+    if found > 1 { StandinMisuse.record("two calls of the library were under way") }
+  }
+
+  static func end() {
+    lock.withLock { count -= 1 }
+  }
+}
+
 public final class StandinCommandBuffer: MTLCommandBuffer {
   /// As `MTLCommandBufferStatus` has them.
   public enum Status: Int32 {
@@ -254,10 +273,12 @@ public final class StandinCommandBuffer: MTLCommandBuffer {
     if status == .scheduled {
       StandinMisuse.record("a committed command buffer was never waited for")
     }
+    if encoders > 0 && status != .completed { UnderWay.end() }
   }
 
   public func makeComputeCommandEncoder() -> MTLComputeCommandEncoder? {
     if committed { StandinMisuse.record("encoding into a committed command buffer") }
+    if encoders == 0 { UnderWay.begin() }
     encoders += 1
     return StandinEncoder(self)
   }
@@ -283,6 +304,7 @@ public final class StandinCommandBuffer: MTLCommandBuffer {
       item.pipeline.run(item.grid)
     }
     work = []
+    if encoders > 0 { UnderWay.end() }
     status = .completed
   }
 }
