@@ -16,8 +16,8 @@ from build_tools.support import paths
 
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Add ``--lock``, ``--cache``, ``--mirror``, ``--offline`` and ``--log``."""
-    _add_path(parser, "--lock", locks.DEFAULT)
-    _add_path(parser, "--cache", fetch.CACHE)
+    add_path(parser, "--lock", locks.DEFAULT)
+    add_path(parser, "--cache", fetch.CACHE)
     parser.add_argument(
         "--mirror",
         metavar="DIR|URL",
@@ -42,20 +42,20 @@ def add_log(parser: argparse.ArgumentParser) -> None:
 
 def add_overlay(parser: argparse.ArgumentParser) -> None:
     """Add ``--overlay``."""
-    _add_path(parser, "--overlay", overlay.FOLDER)
+    add_path(parser, "--overlay", overlay.FOLDER)
 
 
 def add_compiled(parser: argparse.ArgumentParser, work: str) -> None:
     """Add what `compiled` needs; it works in the folder ``work`` of build/."""
     add_source(parser)
     add_overlay(parser)
-    _add_path(parser, "--work", paths.ROOT / "build" / work)
+    add_path(parser, "--work", paths.ROOT / "build" / work)
 
 
-def _add_path(parser: argparse.ArgumentParser, name: str, default: Path) -> None:
-    parser.add_argument(
-        name, type=Path, default=default, metavar="PATH", help="default: %(default)s"
-    )
+def add_path(parser: argparse.ArgumentParser, name: str, default: Path, about: str = "") -> None:
+    """Add an option that takes a path; ``about`` says what lies there."""
+    shown = f"{about}; default: %(default)s".removeprefix("; ")
+    parser.add_argument(name, type=Path, default=default, metavar="PATH", help=shown)
 
 
 def remotes_of(args: argparse.Namespace) -> Remotes:

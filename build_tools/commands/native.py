@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from build_tools.commands import common
 from build_tools.native import metal, portable
@@ -32,21 +31,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     common.add_source(parser)
     common.add_overlay(parser)
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=paths.ROOT / "build" / "native",
-        metavar="DIR",
-        help="where results are kept; default: %(default)s",
-    )
-    parser.add_argument(
-        "--build-root",
-        type=Path,
-        default=metal.CANONICAL,
-        metavar="DIR",
-        help="metal: the folder in which the compiler works; its name is part of the library, so "
-        "only the default gives the bytes that others get (default: %(default)s)",
-    )
+    common.add_path(parser, "--work", paths.ROOT / "build" / "native", "where results are kept")
+    common.add_path(
+        parser, "--build-root", metal.CANONICAL,
+        "metal: the folder in which the compiler works; its name is part of the library, so only "
+        "the default gives the bytes that others get",
+    )  # fmt: skip
     parser.add_argument(
         "--swift-option",
         action="append",
