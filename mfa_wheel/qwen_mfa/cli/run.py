@@ -26,6 +26,7 @@ from qwen_mfa.cli import precision
 from qwen_mfa.errors import RunError
 from qwen_mfa.integrations import mflux
 from qwen_mfa.integrations.distributed import agreement
+from qwen_mfa.integrations.distributed.heads import PART as PART_OF_HEADS
 from qwen_mfa.integrations.mflux.options import SWITCHES
 from qwen_mfa.integrations.mflux.together import quiet_worker, versions
 from qwen_mfa.integrations.usage import Usage
@@ -84,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
     step = mflux.step()
     together = None if step is None else step.together
     if together is not None:
-        agreement.require(together.team, {**versions(), "arguments": words})
+        facts = {**versions(), "arguments": words, "--distributed": args.distributed}
+        agreement.require(together.team, facts)
         if together.team.rank:
             program = _as_worker(program)
     usage = Usage()
@@ -114,13 +116,18 @@ def _as_worker(program: Callable[[], Any]) -> Callable[[], Any]:
 
 def _say_what_was_split(together: Together, report: dict[str, Any]) -> None:
     """Add to the report what the ranks did together; workers print it."""
-    team, split = together.team, together.split
+    team, split, heads = together.team, together.split, together.heads
     part = (
         f"rank {team.rank} of {team.size} took part in {split.steps} steps "
         f"({split.seconds['passes']:.2f} s in passes, {split.seconds['waiting']:.2f} s waiting)"
     )
     report["distributed"] = {"rank": team.rank, "size": team.size, "steps": split.steps}
     report["distributed"] |= {"seconds": dict(split.seconds), "names": list(team.names)}
+    if heads is not None:
+        found = [asdict(finding) for finding in heads.findings.values()]
+        report["distributed"]["heads"] = {"findings": found, "seconds": dict(heads.seconds)}
+        told = report["parts"].get(PART_OF_HEADS, {})
+        part += "".join(f"; heads {outcome}, {number} times" for outcome, number in told.items())
     report["summary"] += f"; {part}"
     if not split.steps:
         report["summary"] += ": no step had two passes to split"

@@ -68,6 +68,7 @@ PACKAGE_FILES = {
     "integrations/distributed/agreement.py",
     "integrations/distributed/group.py",
     "integrations/distributed/guidance.py",
+    "integrations/distributed/heads.py",
     "integrations/distributed/watchdog.py",
     "integrations/imports.py",
     "integrations/mflux/__init__.py",

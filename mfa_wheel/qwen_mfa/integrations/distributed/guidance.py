@@ -23,7 +23,8 @@ PASSES = 2
 # A rank may be slower than another by this factor before it is taken to hang, and by LEAST seconds.
 PATIENCE = 20.0
 LEAST = 60.0
-# Once both have shown how long a step takes: so many times the slowest one, and a third of LEAST.
+# Once both have shown how long a step of this picture takes: so many times the slowest one, and a
+# third of LEAST.
 KNOWN = 2  # steps
 PATIENCE_THEN = 10.0
 
@@ -54,6 +55,7 @@ class Split:
         self._least = least
         self._slowest = 0.0
         self._agreed: object = None
+        self._steps_before = 0  # this picture
 
     def both(
         self, passes: tuple[Pass, Pass], *, latents: mx.array, picture: object,
@@ -71,24 +73,44 @@ class Split:
             DistributedError: The ranks disagree or have drifted apart, or one of them ended.
 
         """
+        everyones = self._run(
+            passes[self.team.rank % PASSES], latents=latents, picture=picture, facts=facts
+        )
+        return everyones[0], everyones[1]
+
+    def one(
+        self, only: Pass, *, latents: mx.array, picture: object, facts: Callable[[], dict[str, Any]]
+    ) -> mx.array:
+        """Return the noise of a step's only pass, which all ranks compute: what rank 0 has.
+
+        Raises:
+            DistributedError: As `both` does.
+
+        """
+        return self._run(only, latents=latents, picture=picture, facts=facts)[0]
+
+    def _run(
+        self, mine: Pass, *, latents: mx.array, picture: object, facts: Callable[[], dict[str, Any]]
+    ) -> mx.array:
+        """Compute ``mine``; return what every rank has computed."""
         if picture is not self._agreed:
             agreement.require(self.team, {**facts(), "latents (--seed)": agreement.digest(latents)})
-            self._agreed = picture
+            self._agreed, self._steps_before = picture, self.steps
         start = time.perf_counter()
-        mine = passes[self.team.rank % PASSES].array()
+        noise = mine.array()
         check = agreement.checksum(latents)
-        mx.eval(mine, check)
+        mx.eval(noise, check)
         computed = time.perf_counter()
         limit = self.limit(computed - start)
-        checks, everyones = self.team.gather_all([check, mine], limit=limit)
+        checks, everyones = self.team.gather_all([check, noise], limit=limit)
         self._require_no_drift(checks)
         self.count(computed - start, time.perf_counter() - computed)
-        return everyones[0], everyones[1]
+        return everyones
 
     def limit(self, own: float) -> float:
         """Return the seconds to wait for the others after a pass that took ``own`` seconds."""
         unknown = self._least + PATIENCE * own
-        if self.steps < KNOWN:
+        if self.steps - self._steps_before < KNOWN:
             return unknown
         return min(unknown, self._least / 3 + PATIENCE_THEN * max(self._slowest, own))
 

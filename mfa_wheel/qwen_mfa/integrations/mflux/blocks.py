@@ -18,6 +18,7 @@ from qwen_mfa.integrations.mflux.cut import CutError, Halves
 from qwen_mfa.integrations.mflux.kinds import QWEN
 from qwen_mfa.integrations.mflux.mask import hides_nothing
 from qwen_mfa.integrations.mflux.records import Record
+from qwen_mfa.integrations.mflux.tracing import elsewhere
 from qwen_mfa.integrations.mflux.trial import Trial
 
 if TYPE_CHECKING:
@@ -227,7 +228,8 @@ class Blocks:
     def _validate(self, plan: Plan, block: nn.Module, arguments: dict[str, Any]) -> bool:
         """Run the halves once to their end: what cannot be compiled here shows now, not later."""
         try:
-            mx.eval(self.cut(plan, block, arguments))
+            with elsewhere(None):
+                mx.eval(self.cut(plan, block, arguments))
         except (CutError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             plan.trial.refuse(error)
             return False

@@ -20,7 +20,7 @@ import mlx.core as mx
 from qwen_mfa import forks
 from qwen_mfa.attention import scaled_dot_product_attention
 from qwen_mfa.integrations.mflux import skeleton
-from qwen_mfa.integrations.mflux.tracing import Opaque, tracing
+from qwen_mfa.integrations.mflux.tracing import Opaque, computes_elsewhere, tracing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,7 +126,8 @@ class Halves:
             hidden = convert_mask(q, k)
         else:
             hidden = self._mask
-        result = scaled_dot_product_attention(q, k, v, scale=self._scale or 0.0, mask=hidden)
+        attention = computes_elsewhere() or scaled_dot_product_attention
+        result = attention(q, k, v, scale=self._scale or 0.0, mask=hidden)
         with self._lock:
             return self._second(parameters, given, inputs, result)
 

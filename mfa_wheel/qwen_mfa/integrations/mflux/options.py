@@ -54,8 +54,9 @@ SWITCHES = {
         "transformer's memory, for pictures with one schedule",
     ),
     "distributed": Switch(
-        values=("auto", "guidance", "off"),
-        help="processes that mlx.launch started as one group compute one pass of a step each",
+        values=("auto", "guidance", "heads", "off"),
+        help="processes that mlx.launch started as one group compute one pass of a step each; "
+        "heads: and share the attention of one pass where that is measured to be faster",
     ),
 }
 
@@ -79,7 +80,9 @@ class Options:
         free_modulation: Compute the modulation of all steps first, and let its weights go: for a
             process that makes pictures with one schedule, see `freeing`.
         distributed: ``"auto"`` gives each process of a group (``mlx.launch``) one pass of a step,
-            where there is a group; ``"guidance"`` insists on it; ``"off"`` does not.
+            where there is a group; ``"guidance"`` insists on it; ``"heads"`` does, too, and lets
+            the ranks that have the same pass share its attention, where that is measured to be
+            faster; ``"off"`` leaves the group alone.
 
     Examples:
         >>> mflux.Options(models=("qwen",)).precision
@@ -96,7 +99,7 @@ class Options:
     share_modulation: bool = True
     share_mask: bool = True
     free_modulation: bool = False
-    distributed: Literal["auto", "guidance", "off"] = "auto"
+    distributed: Literal["auto", "guidance", "heads", "off"] = "auto"
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a value that a switch does not have."""

@@ -25,6 +25,7 @@ from mlx.utils import tree_map
 from qwen_mfa import telemetry
 from qwen_mfa.integrations.mflux import modulation, skeleton
 from qwen_mfa.integrations.mflux.cut import CutError
+from qwen_mfa.integrations.mflux.tracing import elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,6 +110,19 @@ class Trial:
         own = blocks.by_host(block, arguments)
         mx.eval(own)
         picture = (time.perf_counter() - start) * blocks.ahead
+        with elsewhere(None):  # what follows only compares: other processes have no part in it
+            return self._compared(blocks, plan, block, arguments, own, picture)
+
+    def _compared(
+        self,
+        blocks: Blocks,
+        plan: Plan,
+        block: nn.Module,
+        arguments: dict[str, Any],
+        own: Any,
+        picture: float,
+    ) -> Any:
+        """Hold the cut against ``own``, if the picture's seconds pay for it; return ``own``."""
         # MLX compiles products with quantised weights on first use, for each precision: many
         # seconds on a GPU with a cold cache, which advice alone is not worth.
         dear = any(x.dtype == mx.uint32 for x in skeleton.read(block)[0])

@@ -67,9 +67,14 @@ def finish(processes: Sequence[subprocess.Popen[str]]) -> list[Ended]:
 
 def run_code(code: str, size: int, folder: Path, *arguments: str) -> list[Ended]:
     """Run Python code as a group, to the end."""
+    return finish(start_code(code, size, folder, *arguments))
+
+
+def start_code(code: str, size: int, folder: Path, *arguments: str) -> list[subprocess.Popen[str]]:
+    """Start Python code as a group."""
     file = folder / "ranks_program.py"
     file.write_text(code, encoding="utf-8")
-    return finish(start([sys.executable, str(file), *arguments], size, folder, cwd=folder))
+    return start([sys.executable, str(file), *arguments], size, folder, cwd=folder)
 
 
 def free_ports(count: int) -> list[int]:

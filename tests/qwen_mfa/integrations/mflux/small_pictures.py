@@ -1,8 +1,9 @@
 """Makes small pictures with mflux's own loops and prints their latents' digests, for ranks.
 
-``small_pictures.py KIND …``: ``plain``, ``edit``, ``8-bit``, ``lora`` or ``guidance-1``. Options of
-``enable`` as JSON in ``QWEN_MFA_TEST_OPTIONS``; ``QWEN_MFA_TEST_ODD=1`` makes rank 1's weights
-other ones.
+``small_pictures.py KIND …``: ``plain``, ``edit``, ``8-bit``, ``lora`` or ``guidance-1``; with
+``+heads`` the ranks of one pass share its attention, without measuring whether that is faster.
+Options of ``enable`` as JSON in ``QWEN_MFA_TEST_OPTIONS``; ``QWEN_MFA_TEST_ODD=1`` makes rank 1's
+weights other ones.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from mflux.models.qwen.variants.edit.qwen_image_edit import QwenImageEdit
 from mflux.models.qwen.variants.txt2img import qwen_image
 from mlx import nn
 
+import qwen_mfa
 from qwen_mfa.integrations import mflux
+from qwen_mfa.integrations.distributed import heads
 from tests.qwen_mfa.integrations.mflux.conftest import SIDE, TEXT_DIM, config, draw, transformer
 from tests.qwen_mfa.integrations.mflux.test_qwen_image import CHANNELS, DIM, pipeline, text_mask
 
@@ -29,13 +32,25 @@ STEPS = 2
 
 def main(kinds: list[str]) -> None:
     """Enable, make one picture of each kind, print a digest of its latents."""
-    mflux.enable(**json.loads(os.environ.get("QWEN_MFA_TEST_OPTIONS", "{}")))
+    heads.Heads.find = forced
+    options = json.loads(os.environ.get("QWEN_MFA_TEST_OPTIONS", "{}"))
     for kind in kinds:
-        latents = picture(kind)
+        name, _, how = kind.partition("+")
+        mflux.disable()
+        mflux.enable(**options, **({"distributed": how} if how else {}))
+        latents = picture(name)
         sys.stdout.write(f"{kind} {hashlib.sha256(bytes(memoryview(latents))).hexdigest()}\n")
+    parts = qwen_mfa.stats().parts
+    told = {outcome: n for (part, outcome), n in parts.items() if part == heads.PART}
+    sys.stdout.write(f"heads {json.dumps(told)}\n")
     together = mflux.step().together
     if together is not None:
         together.team.part()
+
+
+def forced(_: heads.Heads, title: str, *__: Any) -> heads.Finding:
+    """Take the place of the measurement."""
+    return heads.Finding(title=title, split=True, reason="a test asks for it")
 
 
 def picture(kind: str) -> mx.array:

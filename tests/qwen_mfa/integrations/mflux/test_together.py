@@ -9,11 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from qwen_mfa.cli import run
+from qwen_mfa.integrations.distributed.heads import PART, Finding
 from qwen_mfa.integrations.mflux import together
 from tests.qwen_mfa.integrations.distributed import ranks
+from tests.qwen_mfa.integrations.mflux.conftest import LAYERS, STEPS
 
 pytestmark = pytest.mark.cpu
 
@@ -28,8 +33,8 @@ SETTLED = {"QWEN_MFA_TEST_OPTIONS": json.dumps({"fused_blocks": "off"})}
 
 
 @pytest.fixture(scope="module")
-def alone() -> str:
-    """What one process says of every kind of picture."""
+def alone() -> dict[str, str]:
+    """The digests that one process has of every kind of picture."""
     done = subprocess.run(
         [*PICTURES, *KINDS],
         cwd=ROOT,
@@ -39,21 +44,34 @@ def alone() -> str:
         text=True,
         timeout=120,
     )
-    assert len({line.split()[1] for line in done.stdout.splitlines()}) == len(KINDS)
-    return done.stdout
+    *lines, last = done.stdout.splitlines()
+    assert last == "heads {}"
+    found = dict(line.split() for line in lines)
+    assert len(set(found.values())) == len(KINDS)
+    return found
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(
+    ("size", "kinds", "heads"),
+    [
+        (2, [*KINDS, "guidance-1+heads"], 1),
+        # Two ranks have each pass, and one head each of its two.
+        (4, ["plain+heads"], 1),
+    ],
+    ids=["2", "4"],
+)
 def test_latents_are_those_of_one_process_in_every_bit(
-    alone: str, size: int, tmp_path: Path
+    alone: dict[str, str], size: int, kinds: list[str], heads: int, tmp_path: Path
 ) -> None:
-    kinds = KINDS if size == 2 else KINDS[:1]
-    expected = alone.splitlines()[: len(kinds)]
-    for each in ranks.finish(
-        ranks.start([*PICTURES, *kinds], size, tmp_path, cwd=ROOT, env=SETTLED)
-    ):
+    expected = [f"{kind} {alone[kind.removesuffix('+heads')]}" for kind in kinds]
+    started = ranks.start([*PICTURES, *kinds], size, tmp_path, cwd=ROOT, env=SETTLED)
+    for each in ranks.finish(started):
         assert each.status == 0, each.err
-        assert each.out.splitlines() == expected
+        *lines, last = each.out.splitlines()
+        assert lines == expected
+        told = json.loads(last.removeprefix("heads "))
+        assert list(told.values()) == [heads * STEPS * LAYERS], told
+        assert next(iter(told)).startswith("split: a test asks for it (33 to 45 tokens, 2 heads")
 
 
 def test_other_weights_on_one_rank_are_refused(tmp_path: Path) -> None:
@@ -68,14 +86,15 @@ def test_other_weights_on_one_rank_are_refused(tmp_path: Path) -> None:
 def test_insisting_on_a_group_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in together.group.LAUNCHED_BY:
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(together.DistributedError, match="started alone"):
-        together.Membership().team("guidance")
+    for how in ("guidance", "heads"):
+        with pytest.raises(together.DistributedError, match=f"'{how}' needs .* started alone"):
+            together.Membership().team(how)
     assert together.Membership().team("auto") is None
 
 
-def command(folder: Path) -> list[str]:
-    words = [QWEN_MFA, "run", "--fused-blocks", "off", "--json", str(folder / "report.json"), "--"]
-    return [*words, *GENERATE, "--output", str(folder / "picture.png")]
+def command(folder: Path, *options: str) -> list[str]:
+    words = [QWEN_MFA, "run", "--fused-blocks", "off", "--json", str(folder / "report.json")]
+    return [*words, *options, "--", *GENERATE, "--output", str(folder / "picture.png")]
 
 
 def generate(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
@@ -88,7 +107,7 @@ def launched(folder: Path, *words: str) -> subprocess.Popen[str]:
     # Two in a row from where nothing listens; the launcher counts up from the first.
     launcher += ["--starting-port", str(ranks.free_port_pair()), "--cwd", str(ROOT), "--"]
     return subprocess.Popen(
-        [*launcher, *command(folder), *words],
+        [*launcher, *command(folder, "--distributed", "heads"), *words],
         cwd=folder,
         stdin=subprocess.PIPE,  # silent, as a terminal's; the launcher spins where it has ended
         stdout=subprocess.PIPE,
@@ -110,8 +129,11 @@ def test_launched_ranks_write_one_picture_and_the_other_says_that_it_took_part(
     assert len(said) == 1, done.err
     assert said[0].startswith("qwen-mfa: rank 1 of 2 took part in 2 steps")
     assert done.err.count("qwen-mfa: ") == 2, "rank 1 says one line"
+    told = "heads not split: each rank computes a pass of its own, 2 times"
+    assert done.err.count(told) == 2
     report = json.loads((tmp_path / "two" / "report.json").read_text(encoding="utf-8"))
     assert report["distributed"]["rank"] == 0
+    assert report["distributed"]["heads"]["findings"] == []
     assert len(list((tmp_path / "two").glob("*.png"))) == 1
     subprocess.run(
         [*command(tmp_path / "one"), "--seed", "5"],
@@ -121,6 +143,24 @@ def test_launched_ranks_write_one_picture_and_the_other_says_that_it_took_part(
         timeout=120,
     )
     assert _pixels(tmp_path / "two" / "picture.png") == _pixels(tmp_path / "one" / "picture.png")
+
+
+def test_what_was_found_out_about_heads_is_told() -> None:
+    finding = Finding(
+        title="46 to 64 tokens", split=True, reason="1.60 x as fast", whole=2, parts=1
+    )
+    seconds = {"attention": 0.0, "exchange": 0.0}
+    found: Any = SimpleNamespace(
+        team=SimpleNamespace(rank=0, size=2, names=("here", "there")),
+        split=SimpleNamespace(steps=2, seconds={"passes": 1.0, "waiting": 0.5}),
+        heads=SimpleNamespace(findings={1: finding}, seconds=seconds),
+    )
+    report: dict[str, Any] = {"summary": "said", "parts": {PART: {str(finding): 120}}}
+    run._say_what_was_split(found, report)
+    told = report["distributed"]["heads"]
+    assert [each["split"] for each in told["findings"]] == [True]
+    assert told["seconds"] == seconds
+    assert "; heads split: 1.60 x as fast (46 to 64 tokens), 120 times" in report["summary"]
 
 
 def _ranks_of(launcher: subprocess.Popen[str]) -> list[str]:
