@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,13 @@ from tests.engine import engine_build
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> engine_build.Builder:
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return engine_build.Builder(shared / "engine")
 
 
 @pytest.fixture(scope="session", params=["gcc", "clang"])
@@ -30,7 +38,9 @@ def gcc() -> str:
 
 
 @pytest.fixture(scope="session")
-def engine_test(gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def engine_test(
+    builder: engine_build.Builder, gcc: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The test program, optimised as it ships."""
     target = tmp_path_factory.mktemp("native") / "engine_test"
-    return engine_build.compile_test(gcc, target, "-O3", "-fvisibility=hidden")
+    return builder.link(gcc, "engine_test.c", target, *engine_build.OPTIMISED)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "swift_pkg" / "Sources" / "MFAFFI"
@@ -44,22 +48,57 @@ def run(command: list[str], *, timeout: float = 900, **environment: str) -> str:
     return done.stdout
 
 
-def compile_test(compiler: str, target: Path, *flags: str) -> Path:
-    """Build ``engine_test`` together with the engine's sources into one program."""
-    run(
-        [
-            compiler,
-            *flags,
-            f"-I{ENGINE / 'include'}",
-            str(HERE / "engine_test.c"),
-            *sources(),
-            "-o",
-            str(target),
-            "-lm",
-            "-lpthread",
-        ]
-    )
-    return target
+# As the library ships, but that programs, too, are linked from it.
+OPTIMISED = ("-O3", "-fPIC", "-fvisibility=hidden")
+STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wstrict-prototypes")
+
+
+class Builder:
+    """Compiles the engine once for each compiler and flags, whichever test worker asks first."""
+
+    def __init__(self, folder: Path) -> None:
+        """Keep objects in a folder that all workers of this run share."""
+        self.folder = folder
+
+    def objects(self, compiler: str, *flags: str) -> list[str]:
+        """Object files of the engine's sources."""
+        return self._compiled(compiler, flags)[0]
+
+    def warnings(self, compiler: str, *flags: str) -> str:
+        """What the compiler said about the engine's sources."""
+        return self._compiled(compiler, flags)[1]
+
+    def link(self, compiler: str, source: str, target: Path, *flags: str, extra: str = "") -> Path:
+        """Build one of this folder's programs, with the engine in it.
+
+        ``extra`` is a flag for the program alone.
+        """
+        headers = [f"-I{ENGINE / folder}" for folder in ("include", "driver")]
+        program = [*flags, *([extra] if extra else []), *headers, str(HERE / source)]
+        libraries = ["-o", str(target), "-lm", "-lpthread"]
+        run([compiler, *program, *self.objects(compiler, *flags), *libraries])
+        return target
+
+    def _compiled(self, compiler: str, flags: tuple[str, ...]) -> tuple[list[str], str]:
+        key = hashlib.sha256("\0".join((compiler, *flags)).encode()).hexdigest()[:16]
+        folder = self.folder / key
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {source: folder / f"{number}.o" for number, source in enumerate(sources())}
+        said = folder / "said"
+        with FileLock(folder / "lock"):
+            if not said.exists():
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    outputs = list(
+                        pool.map(lambda item: compile_one(compiler, flags, *item), found.items())
+                    )
+                said.write_text("".join(outputs), encoding="utf-8")
+        return [str(path) for path in found.values()], said.read_text(encoding="utf-8")
+
+
+def compile_one(compiler: str, flags: tuple[str, ...], source: str, target: Path) -> str:
+    """Compile one of the engine's files; what the compiler said."""
+    command = [compiler, *STRICT, *flags, f"-I{ENGINE / 'include'}", "-c", source]
+    return run([*command, "-o", str(target)])
 
 
 def links(compiler: str, folder: Path, *flags: str) -> bool:

@@ -8,29 +8,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engine.engine_build import ENGINE, HERE, run, sources
+from tests.engine.engine_build import OPTIMISED, run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.engine.engine_build import Builder
+
 
 @pytest.fixture(scope="module")
-def probe(gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def probe(builder: Builder, gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("cpu") / "cpu_probe"
-    run(
-        [
-            gcc,
-            "-O1",
-            f"-I{ENGINE / 'driver'}",
-            str(HERE / "cpu_probe.c"),
-            *sources(),
-            "-o",
-            str(target),
-            "-lm",
-            "-lpthread",
-        ]
-    )
-    return target
+    return builder.link(gcc, "cpu_probe.c", target, *OPTIMISED)
 
 
 def quota(probe: Path, folder: Path, membership: str, files: dict[str, str]) -> int:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engine.engine_build import ENGINE, HERE, compile_test, run, sources
+from tests.engine.engine_build import ENGINE, HERE, OPTIMISED, run, sources
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.engine.engine_build import Builder
 
 MODES = [("random", "11", "25"), ("forward", "11", "25"), ("special",), ("errors",)]
 
@@ -55,12 +57,19 @@ def test_neon(neon_program: list[str], mode: tuple[str, ...]) -> None:
     assert "isa=neon " in run([*neon_program, *mode])
 
 
+@pytest.fixture(scope="module")
+def program(builder: Builder, gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test program, which allows for what QEMU does otherwise than processors."""
+    target = tmp_path_factory.mktemp("older") / "engine_test"
+    flag = "-DEMULATOR_FLUSHES_HALVES"
+    return builder.link(gcc, "engine_test.c", target, *OPTIMISED, extra=flag)
+
+
 @pytest.mark.parametrize("processor", ["core2duo", "Nehalem", "Haswell"])
-def test_older_processors(gcc: str, processor: str, tmp_path: Path) -> None:
+def test_older_processors(program: Path, processor: str) -> None:
     emulator = shutil.which("qemu-x86_64")
     if emulator is None:
         pytest.skip("qemu-x86_64 is not installed (Debian: qemu-user)")
-    program = compile_test(gcc, tmp_path / "engine_test", "-O3", "-DEMULATOR_FLUSHES_HALVES")
     expected = "avx2" if processor == "Haswell" else "generic"
     for mode in MODES[:3]:
         assert f"isa={expected} " in run([emulator, "-cpu", processor, str(program), *mode])

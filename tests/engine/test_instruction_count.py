@@ -10,10 +10,14 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engine.engine_build import ENGINE, HERE, run, sources
+from tests.engine.engine_build import OPTIMISED, run
+
+if TYPE_CHECKING:
+    from tests.engine.engine_build import Builder
 
 FP32, BF16 = 2, 1
 MARGIN = 1.05
@@ -29,7 +33,7 @@ RECORDED = {
 
 
 @pytest.fixture(scope="module")
-def program(gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program(builder: Builder, gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     version = subprocess.run(
         [gcc, "-dumpfullversion"], check=False, capture_output=True, text=True
     ).stdout
@@ -38,21 +42,7 @@ def program(gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("valgrind") is None:
         pytest.skip("valgrind is not installed")
     target = tmp_path_factory.mktemp("count") / "instruction_count"
-    run(
-        [
-            gcc,
-            "-O3",
-            "-g",
-            f"-I{ENGINE / 'include'}",
-            str(HERE / "instruction_count.c"),
-            *sources(),
-            "-o",
-            str(target),
-            "-lm",
-            "-lpthread",
-        ]
-    )
-    return target
+    return builder.link(gcc, "instruction_count.c", target, *OPTIMISED)
 
 
 def instructions(program: Path, problem: tuple[int, ...], folder: Path) -> int:

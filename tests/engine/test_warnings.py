@@ -8,36 +8,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engine.engine_build import ENGINE, run, sources
+from tests.engine.engine_build import ENGINE, OPTIMISED, run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wstrict-prototypes", "-Werror")
-
-
-def build(compiler: str, target: Path, *flags: str) -> Path:
-    run(
-        [
-            compiler,
-            *flags,
-            "-shared",
-            "-fPIC",
-            "-fvisibility=hidden",
-            f"-I{ENGINE / 'include'}",
-            *sources(),
-            "-o",
-            str(target),
-            "-lm",
-            "-lpthread",
-        ]
-    )
-    return target
+    from tests.engine.engine_build import Builder
 
 
 @pytest.mark.parametrize("level", ["-O0", "-O3"])
-def test_no_warning(compiler: str, level: str, tmp_path: Path) -> None:
-    build(compiler, tmp_path / "library.so", level, *STRICT)
+def test_no_warning(builder: Builder, compiler: str, level: str) -> None:
+    assert builder.warnings(compiler, level, *OPTIMISED[1:]) == ""
+
+
+HEADER = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror")
 
 
 def test_header_is_plain_c_and_cpp(compiler: str, tmp_path: Path) -> None:
@@ -48,8 +32,7 @@ def test_header_is_plain_c_and_cpp(compiler: str, tmp_path: Path) -> None:
             [
                 compiler,
                 standard,
-                *STRICT[:-2],
-                "-Werror",
+                *HEADER,
                 f"-I{ENGINE / 'include'}",
                 "-fsyntax-only",
                 str(source),
@@ -57,11 +40,13 @@ def test_header_is_plain_c_and_cpp(compiler: str, tmp_path: Path) -> None:
         )
 
 
-def test_exports_the_interface_only(gcc: str, tmp_path: Path) -> None:
+def test_exports_the_interface_only(builder: Builder, gcc: str, tmp_path: Path) -> None:
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("nm is not installed")
-    library = build(gcc, tmp_path / "library.so", "-O1")
+    library = tmp_path / "library.so"
+    objects = builder.objects(gcc, *OPTIMISED)
+    run([gcc, "-shared", *objects, "-o", str(library), "-lm", "-lpthread"])
     listed = run([nm, "-D", "--defined-only", str(library)])
     exported = {line.split()[-1] for line in listed.splitlines()}
     header = (ENGINE / "include" / "mfa_ffi.h").read_text(encoding="utf-8")
