@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 def _not_run(path: Path, results: list[Result]) -> list[str]:
     recorded = json.loads(path.read_text(encoding="utf-8"))["sources"]
     run_keys = {key for result in results for key in result.keys}
-    missing = [entry["key"] for entry in recorded if entry["key"] not in run_keys]
+    missing = [key for key in recorded if key not in run_keys]
     return [f"the recorded source {key} was never run" for key in missing]
 
 

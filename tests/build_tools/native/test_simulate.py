@@ -13,6 +13,7 @@ import pytest
 from filelock import FileLock
 
 from build_tools.commands import simulate as command
+from build_tools.commands.typecheck import SOURCES
 from build_tools.native import typecheck
 from build_tools.native.standins import Standins, simulated_package, simulation
 from build_tools.native.standins.simulated_package import ALLOWED, Package
@@ -148,8 +149,9 @@ def test_what_disagrees() -> None:
 
 def test_a_recorded_source_that_was_not_run(tmp_path: Path) -> None:
     record = tmp_path / "sources.json"
-    record.write_text(json.dumps({"sources": [{"key": "k"}, {"key": "x"}]}), encoding="utf-8")
+    record.write_text(json.dumps({"sources": {"k": "one", "x": "another"}}), encoding="utf-8")
     assert command._not_run(record, [result()]) == ["the recorded source x was never run"]
+    assert len(command._not_run(SOURCES, [result()])) == 32
 
 
 @pytest.fixture
