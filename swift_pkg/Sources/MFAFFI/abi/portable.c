@@ -65,6 +65,8 @@ mfa_error_t mfa_portable_describe(char *text, size_t size)
                           MFA_PORTABLE_ABI, good ? setup.kernels->name : "none",
                           good ? setup.bf16->name : "none", setup.threads, mfa_cpu_features(),
                           good ? "" : " error=\"", setup.error, good ? "" : "\"");
+    if (length >= (int)sizeof line)
+        length = (int)sizeof line - 1; /* cut short: 256 suffice, the header says */
     if (!text || length < 0 || (size_t)length >= size)
         return MFA_ERROR_INVALID_ARGS;
     memcpy(text, line, (size_t)length + 1);
