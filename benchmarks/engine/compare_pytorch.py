@@ -1,11 +1,12 @@
 """The portable engine beside PyTorch's CPU attention, interleaved in one process.
 
-    python benchmarks/engine/compare_pytorch.py LIBRARY [--clock cpu] [--rounds N]
+    python benchmarks/engine/compare_pytorch.py LIBRARY [--clock cpu] [--rounds N] [--spread F]
 
 LIBRARY is a built libMFAFFI. Each round runs both on the same tensors; the speed-up is the median
 of per-round ratios. With ``--clock cpu`` both use one thread and the thread's own CPU time, which
-other load on the machine disturbs least. Errors are the largest against float64 for two heads, as
-means over several seeds.
+other load on the machine disturbs least. ``--spread F`` multiplies queries by F, so that
+scores lie F times as far apart: most weights are then next to 0. Errors are the largest against
+float64 for two heads, as means over several seeds.
 """
 
 from __future__ import annotations
@@ -88,11 +89,12 @@ def compare(
     shape: tuple[int, int, int, int],
     dtype: torch.dtype,
     rounds: int,
+    spread: float,
 ) -> None:
     """Time one (heads, queries, keys, head_dim) on both and print the line."""
     heads, queries, keys, dim = shape
     torch.manual_seed(0)
-    q = torch.randn(1, heads, queries, dim).to(dtype)
+    q = (spread * torch.randn(1, heads, queries, dim)).to(dtype)
     k, v = (torch.randn(1, heads, keys, dim).to(dtype) for _ in range(2))
     out = torch.empty_like(q)
 
@@ -111,7 +113,7 @@ def compare(
         return (clock() - start) / times
 
     ours()
-    errors = largest_errors(engine, shape, dtype)
+    errors = largest_errors(engine, shape, dtype, spread)
     times = max(1, int(20e-3 / max(seconds(ours, 1), 1e-6)))
     pairs = [(seconds(ours, times), seconds(theirs, times)) for _ in range(rounds)]
     speedup = statistics.median(b / a for a, b in pairs)
@@ -128,7 +130,7 @@ def compare(
 
 
 def largest_errors(
-    engine: Engine, shape: tuple[int, int, int, int], dtype: torch.dtype
+    engine: Engine, shape: tuple[int, int, int, int], dtype: torch.dtype, spread: float
 ) -> tuple[float, float]:
     """Return ours and PyTorch's largest error against float64, as means over `SEEDS`."""
     _, queries, keys, dim = shape
@@ -136,8 +138,8 @@ def largest_errors(
     for seed in range(SEEDS):
         draw = torch.Generator().manual_seed(seed)
         q, k, v = (
-            torch.randn(1, 2, length, dim, generator=draw).to(dtype)
-            for length in (queries, keys, keys)
+            (factor * torch.randn(1, 2, length, dim, generator=draw)).to(dtype)
+            for length, factor in ((queries, spread), (keys, 1), (keys, 1))
         )
         exact = torch_attention(q.double(), k.double(), v.double())
         out = torch.empty_like(q)
@@ -155,6 +157,7 @@ def main() -> None:
     parser.add_argument("library")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--spread", type=float, default=1.0)
     options = parser.parse_args()
     one = options.clock == "cpu"
     clock = time.thread_time if one else time.perf_counter
@@ -164,12 +167,12 @@ def main() -> None:
     large = 4 if one else 24
     for dtype in (torch.float32, torch.bfloat16):
         for length in (16, 64, 128, 256):
-            compare(engine, clock, (24, length, length, 128), dtype, options.rounds)
+            compare(engine, clock, (24, length, length, 128), dtype, options.rounds, options.spread)
         for length in (256, 1024, 4096):
-            compare(engine, clock, (24, 1, length, 128), dtype, options.rounds)
+            compare(engine, clock, (24, 1, length, 128), dtype, options.rounds, options.spread)
         for length in (1124, 4196, 6989):
             rounds = max(3, options.rounds * 1124 // length // (1 if one else 4))
-            compare(engine, clock, (large, length, length, 128), dtype, rounds)
+            compare(engine, clock, (large, length, length, 128), dtype, rounds, options.spread)
 
 
 if __name__ == "__main__":
