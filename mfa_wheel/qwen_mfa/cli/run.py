@@ -130,7 +130,7 @@ def _say_what_was_split(together: Together, report: dict[str, Any]) -> None:
         part += "".join(f"; heads {outcome}, {number} times" for outcome, number in told.items())
     report["summary"] += f"; {part}"
     if not split.steps:
-        report["summary"] += ": no step had two passes to split"
+        report["summary"] += ": no step had two passes to split (--distributed heads shares one)"
     if team.rank:
         print(f"qwen-mfa: {part}", file=sys.stderr, flush=True)
 

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from qwen_mfa.integrations.mflux.passes import Pass, Passes
 
 PART = "guidance over ranks"
-NOTHING_TO_SPLIT = "nothing to split: guidance is 1, and every rank computes the whole picture"
+NOTHING_TO_SPLIT = (
+    "nothing to split: guidance is 1, and every rank computes the whole picture (heads can be "
+    "shared: --distributed heads)"
+)
 
 
 class Membership:

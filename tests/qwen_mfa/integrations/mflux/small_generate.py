@@ -13,7 +13,7 @@ import mlx.core as mx
 from mflux.models.qwen.cli import qwen_image_generate
 from mflux.models.qwen.variants.txt2img import qwen_image
 
-from tests.qwen_mfa.integrations.mflux.conftest import transformer
+from tests.qwen_mfa.integrations.mflux.conftest import share_heads, transformer
 from tests.qwen_mfa.integrations.mflux.test_qwen_image import pipeline
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def decode(vae: None, latent: mx.array, tiling_config: None = None) -> mx.array:
 
 
 if __name__ == "__main__":
+    share_heads()
     qwen_image_generate.QwenImageCommand.load = load
     qwen_image.VAEUtil.decode = decode
     qwen_image_generate.main()

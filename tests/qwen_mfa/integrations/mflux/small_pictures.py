@@ -24,7 +24,14 @@ from mlx import nn
 import qwen_mfa
 from qwen_mfa.integrations import mflux
 from qwen_mfa.integrations.distributed import heads
-from tests.qwen_mfa.integrations.mflux.conftest import SIDE, TEXT_DIM, config, draw, transformer
+from tests.qwen_mfa.integrations.mflux.conftest import (
+    SIDE,
+    TEXT_DIM,
+    config,
+    draw,
+    share_heads,
+    transformer,
+)
 from tests.qwen_mfa.integrations.mflux.test_qwen_image import CHANNELS, DIM, pipeline, text_mask
 
 STEPS = 2
@@ -32,7 +39,7 @@ STEPS = 2
 
 def main(kinds: list[str]) -> None:
     """Enable, make one picture of each kind, print a digest of its latents."""
-    heads.Heads.find = forced
+    share_heads()
     options = json.loads(os.environ.get("QWEN_MFA_TEST_OPTIONS", "{}"))
     for kind in kinds:
         name, _, how = kind.partition("+")
@@ -46,11 +53,6 @@ def main(kinds: list[str]) -> None:
     together = mflux.step().together
     if together is not None:
         together.team.part()
-
-
-def forced(_: heads.Heads, title: str, *__: Any) -> heads.Finding:
-    """Take the place of the measurement."""
-    return heads.Finding(title=title, split=True, reason="a test asks for it")
 
 
 def picture(kind: str) -> mx.array:

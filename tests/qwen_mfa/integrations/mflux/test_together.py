@@ -97,8 +97,8 @@ def command(folder: Path, *options: str) -> list[str]:
     return [*words, *options, "--", *GENERATE, "--output", str(folder / "picture.png")]
 
 
-def generate(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
-    return ranks.start([*command(folder), *words], 2, folder, cwd=ROOT)
+def generate(folder: Path, how: str, *words: str) -> list[subprocess.Popen[str]]:
+    return ranks.start([*command(folder, "--distributed", how), *words], 2, folder, cwd=ROOT)
 
 
 def launched(folder: Path, *words: str) -> subprocess.Popen[str]:
@@ -211,12 +211,17 @@ def test_other_arguments_are_refused_before_anything_is_loaded(tmp_path: Path) -
         assert "ModuleNotFound" not in each.err
 
 
-@pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGINT), (1, signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("victim", "number", "how", "guidance"),
+    [(0, signal.SIGINT, "guidance", "4"), (1, signal.SIGKILL, "heads", "1")],
+    ids=["guidance", "heads"],
+)
 def test_a_rank_that_is_stopped_ends_the_other(
-    tmp_path: Path, victim: int, number: signal.Signals
+    tmp_path: Path, victim: int, number: signal.Signals, how: str, guidance: str
 ) -> None:
     """Ctrl-C at rank 0, and the death of rank 1: nothing is written, and the other names it."""
-    started = generate(tmp_path, "--seed", "5", "--steps", "100000")
+    words = ["--seed", "5", "--steps", "100000", "--guidance", guidance]
+    started = generate(tmp_path, how, *words)
     _wait_for_a_step(started[0])
     start = time.monotonic()
     started[victim].send_signal(number)
@@ -225,6 +230,7 @@ def test_a_rank_that_is_stopped_ends_the_other(
     other = ended[1 - victim]
     assert other.status == 1, other
     assert f"rank {victim} on " in other.err
+    assert ("heads split: a test asks for it" in other.err) == (how == "heads")
     assert not list(tmp_path.glob("*.png"))
 
 
