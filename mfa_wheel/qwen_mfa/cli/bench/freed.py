@@ -127,9 +127,9 @@ def take(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settled(name: str, steps: dict[str, Any]) -> tuple[mx.array, int]:
-    """Return the next latents and the peak memory of a step, after one that finds things out."""
+    """Return the next latents and the peak memory of a step, after those that find things out."""
     with pipeline.within(name):
-        mx.eval(steps[name]())
+        pipeline.settle(steps[name])
         mx.clear_cache()
         mx.reset_peak_memory()
         found = steps[name]()

@@ -40,6 +40,7 @@ HEADS, HEAD_DIM, TEXT_DIM = 24, 128, 3584
 NEGATIVE = 12  # tokens of a short negative prompt
 GUIDANCE = 4.0
 SHORT, BRIEF = 3.0, 0.7  # seconds
+MAX_STEPS = 50  # until a trial of blocks has ended; it takes 41 runs of one at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +268,7 @@ def measure(
             step()
             firsts[name] = time.perf_counter() - start
             _tell(f"{size.name}, {name}: first step {seconds(firsts[name])}")
-            step()  # whatever is found out on the first steps is found out now
+            settle(step)
             mx.clear_cache()
             mx.reset_peak_memory()
             start = time.perf_counter()
@@ -321,6 +322,15 @@ def warm(chosen: Collection[str], all_steps: dict[str, Callable[[], mx.array]]) 
             all_steps[name]()
         found[name] = time.perf_counter() - start
     return found
+
+
+def settle(step: Callable[[], mx.array]) -> None:
+    """Take steps until nothing more is found out about blocks: few blocks take many steps."""
+    for _ in range(MAX_STEPS):
+        step()
+        on = mflux.step()
+        if on is None or not any(trial.running for trial in on.trials()):
+            return
 
 
 def _to_be_warmed(chosen: Collection[str]) -> list[str]:

@@ -5,8 +5,9 @@ Right: of 16-bit blocks, the error against a float32 run of the host's own block
 host's may be at most `SPREAD` times what one unit in the last place of the inputs spreads to, or
 `TINY`, where products that round their inputs swallow that unit.
 
-Faster: host and cut run in turn, on consecutive blocks of equal shapes, each pair in the other
-order; the median of log(host / cut) must exceed its noise, as kernels are chosen by (`tuning`).
+Faster: host and cut run in turn, on blocks of equal shapes that follow each other, each pair in
+the other order; the median of log(host / cut) must exceed its noise, as kernels are chosen by
+(`tuning`).
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Trial:
         self.gain = self.noise = self.bfloat16 = math.nan
         self._forced = options.fused_blocks == "on"
         self._logs: list[float] = []
-        self._first: tuple[object, bool, float] | None = None
+        # By shapes, which differ between a step's passes: a pair is of equal ones.
+        self._firsts: dict[object, tuple[bool, float]] = {}
         self._postponed = False
         known = None if self._forced else record.outcome()
         if known is not None:
@@ -163,11 +165,8 @@ class Trial:
     ) -> Any:
         streams = [arguments[name] for name in blocks.kind.streams]
         shapes = tuple((x.shape, x.dtype) for x in streams)
-        first = self._first
-        if first is not None and first[0] == shapes:
-            fused = not first[1]
-        else:
-            first, fused = None, len(self._logs) % 2 == 1
+        first = self._firsts.pop(shapes, None)
+        fused = len(self._logs) % 2 == 1 if first is None else not first[0]
         telemetry.count_part("fused blocks", "timed")
         if blocks.kind.modulated and modulation.is_shared():
             mx.eval(modulation.of(block, arguments))  # both ways have it for nothing then
@@ -177,10 +176,9 @@ class Trial:
         mx.eval(result)
         seconds = time.perf_counter() - start
         if first is None:
-            self._first = (shapes, fused, seconds)
+            self._firsts[shapes] = (fused, seconds)
             return result
-        self._first = None
-        host, cut = (first[2], seconds) if fused else (seconds, first[2])
+        host, cut = (first[1], seconds) if fused else (seconds, first[1])
         self._logs.append(math.log(host / cut))
         self._judge()
         return result

@@ -41,6 +41,7 @@ def test_mflux_s_own_step(
     assert found["error mflux"] == 0
     assert 0 < found["error all, bfloat16"] < 0.1
     assert found["error guidance 1: all"] < 0.01
+    assert "under trial" not in str(found), "what is timed was still being found out"
     assert not mflux.status().enabled
     # What cannot be taken back has a process of its own, and is held against both there.
     assert [entry["contestant"] for entry in alone["entries"]] == ["mflux", ways[0], let_go]
