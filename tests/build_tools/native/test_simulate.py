@@ -164,7 +164,7 @@ def command_line(
     # `origins` of a process list each source that it asked for.
     (ran,) = {key for result in simulator.run(both[:1]) for key in result.keys}
     sources = tmp_path / "sources.json"
-    sources.write_text(json.dumps({"sources": [{"key": ran}]}), encoding="utf-8")
+    sources.write_text(json.dumps({"sources": {ran: "the one"}}), encoding="utf-8")
     monkeypatch.setattr(fetch, "obtain", lambda *_, **__: None)
     built = (simulator.library, simulator.standins)
     monkeypatch.setattr(typecheck, "compile_tree", lambda *_, **__: built)
