@@ -1,12 +1,14 @@
 """The portable engine beside PyTorch's CPU attention, interleaved in one process.
 
     python benchmarks/engine/compare_pytorch.py LIBRARY [--clock cpu] [--rounds N] [--spread F]
+        [--only S,S,…]
 
 LIBRARY is a built libMFAFFI. Each round runs both on the same tensors; the speed-up is the median
 of per-round ratios. With ``--clock cpu`` both use one thread and the thread's own CPU time, which
 other load on the machine disturbs least. ``--spread F`` multiplies queries by F, so that
 scores lie F times as far apart: most weights are then next to 0. Errors are the largest against
-float64 for two heads, as means over several seeds.
+float64 for two heads, as means over several seeds. ``--only`` compares square problems of these
+lengths, in BF16, with all the rounds.
 """
 
 from __future__ import annotations
@@ -158,6 +160,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--spread", type=float, default=1.0)
+    parser.add_argument("--only", default="", metavar="S,S,…")
     options = parser.parse_args()
     one = options.clock == "cpu"
     clock = time.thread_time if one else time.perf_counter
@@ -165,6 +168,11 @@ def main() -> None:
         torch.set_num_threads(1)
     engine = Engine(options.library, 1 if one else 0)
     large = 4 if one else 24
+    for length in map(int, filter(None, options.only.split(","))):
+        shape = (large, length, length, 128)
+        compare(engine, clock, shape, torch.bfloat16, options.rounds, options.spread)
+    if options.only:
+        return
     for dtype in (torch.float32, torch.bfloat16):
         for length in (16, 64, 128, 256):
             compare(engine, clock, (24, length, length, 128), dtype, options.rounds, options.spread)
