@@ -1,7 +1,8 @@
 """Makes small pictures with mflux's own loops and prints their latents' digests, for ranks.
 
 ``small_pictures.py KIND …``: ``plain``, ``edit``, ``8-bit``, ``lora`` or ``guidance-1``; with
-``+heads`` the ranks of one pass share its attention, without measuring whether that is faster.
+``+fused`` its blocks are cut at attention; with ``+heads`` the ranks of one pass share its
+attention, without measuring whether that is faster.
 Options of ``enable`` as JSON in ``QWEN_MFA_TEST_OPTIONS``; ``QWEN_MFA_TEST_ODD=1`` makes rank 1's
 weights other ones.
 """
@@ -42,13 +43,19 @@ def main(kinds: list[str]) -> None:
     share_heads()
     options = json.loads(os.environ.get("QWEN_MFA_TEST_OPTIONS", "{}"))
     for kind in kinds:
-        name, _, how = kind.partition("+")
+        name, *more = kind.split("+")
+        switches = {**options}
+        if "fused" in more:
+            switches["fused_blocks"] = "on"
+        if "heads" in more:
+            switches["distributed"] = "heads"
         mflux.disable()
-        mflux.enable(**options, **({"distributed": how} if how else {}))
+        mflux.enable(**switches)
         latents = picture(name)
         sys.stdout.write(f"{kind} {hashlib.sha256(bytes(memoryview(latents))).hexdigest()}\n")
     parts = qwen_mfa.stats().parts
     told = {outcome: n for (part, outcome), n in parts.items() if part == heads.PART}
+    sys.stdout.write(f"fused {parts.get(('fused blocks', 'fused'), 0)}\n")
     sys.stdout.write(f"heads {json.dumps(told)}\n")
     together = mflux.step().together
     if together is not None:
