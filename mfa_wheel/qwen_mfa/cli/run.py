@@ -26,6 +26,7 @@ from qwen_mfa.cli import precision
 from qwen_mfa.errors import RunError
 from qwen_mfa.integrations import mflux
 from qwen_mfa.integrations.distributed import agreement
+from qwen_mfa.integrations.distributed.group import END_LIMIT
 from qwen_mfa.integrations.distributed.heads import PART as PART_OF_HEADS
 from qwen_mfa.integrations.mflux.options import SWITCHES
 from qwen_mfa.integrations.mflux.together import quiet_worker, versions
@@ -95,14 +96,14 @@ def run(args: argparse.Namespace) -> int:
     report = describe(usage, words, status, compare=not (interrupted or together))
     if together is not None:
         _say_what_was_split(together, report)
-        if status == 0 and not interrupted:
-            together.team.part()
-        if together.team.rank:
-            return status
-    if not args.quiet:
-        print(f"qwen-mfa: {report['summary']}", file=sys.stderr, flush=True)
-    if args.json is not None:
-        _write(args.json, report)
+    if together is None or not together.team.rank:
+        if not args.quiet:
+            print(f"qwen-mfa: {report['summary']}", file=sys.stderr, flush=True)
+        if args.json is not None:
+            _write(args.json, report)
+    # Last: whoever waits in vain here has nothing left to lose.
+    if together is not None and status == 0 and not interrupted:
+        together.team.part(limit=END_LIMIT)
     return status
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # and MPICH. Without one of these nothing is joined: MLX would look for libraries and peers.
 LAUNCHED_BY = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 JOIN_LIMIT = 120.0  # seconds for all to appear; weights are loaded later
-PART_LIMIT = 10.0  # seconds for a last word
+PART_LIMIT = 10.0  # seconds for a last word of ranks that failed together
+END_LIMIT = 300.0  # seconds until the slowest has decoded its picture
 TELL_LIMIT = 600.0  # seconds until the slowest has loaded its weights and encoded its prompt
 
 
@@ -85,10 +86,15 @@ class Team:
         everyones: Any = self.gather(mx.array(list(padded), mx.uint8), limit=limit).tolist()
         return [json.loads(bytes(row)[:size]) for row, size in zip(everyones, sizes, strict=True)]
 
-    def part(self) -> None:
-        """Wait for the others before this process ends, so that none loses a message under way."""
+    def part(self, *, limit: float | None = None) -> None:
+        """Wait for the others before this process ends, so that none loses a message under way.
+
+        Args:
+            limit: Seconds to wait, `PART_LIMIT` by default. Past it this process ends.
+
+        """
         with suppress(DistributedError):
-            self.gather(mx.zeros(1), limit=PART_LIMIT)
+            self.gather(mx.zeros(1), limit=PART_LIMIT if limit is None else limit)
 
     @contextmanager
     def _together(self, doing: str, limit: float) -> Iterator[None]:

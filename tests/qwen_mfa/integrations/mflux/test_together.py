@@ -150,6 +150,22 @@ def test_launched_ranks_write_one_picture_and_the_other_says_that_it_took_part(
     assert _pixels(tmp_path / "two" / "picture.png") == _pixels(tmp_path / "one" / "picture.png")
 
 
+def test_a_rank_that_ends_later_is_waited_for_after_the_report(tmp_path: Path) -> None:
+    """A laptop decodes longer than the machine beside it: no reason to call that a failure."""
+    program = tmp_path / "late.py"
+    program.write_text(
+        "import os, time\n"
+        "from qwen_mfa.integrations.distributed import group\n"
+        "group.PART_LIMIT = 0.2\n"  # what a rank that failed waits for
+        "time.sleep(2 * int(os.environ['MLX_RANK']))\n"
+    )
+    words = [QWEN_MFA, "run", "--json", str(tmp_path / "report.json"), "--", str(program)]
+    for each in ranks.finish(ranks.start(words, 2, tmp_path, cwd=tmp_path)):
+        assert each.status == 0, each.err
+        assert "took part in 0 steps" in each.err
+    assert (tmp_path / "report.json").is_file()
+
+
 def test_what_was_found_out_about_heads_is_told() -> None:
     finding = Finding(
         title="46 to 64 tokens", split=True, reason="1.60 x as fast", whole=2, parts=1
