@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
     step = mflux.step()
     together = None if step is None else step.together
     if together is not None:
-        facts = {**versions(), "arguments": words, "--distributed": args.distributed}
+        switches = {f"--{name.replace('_', '-')}": getattr(args, name) for name in SWITCHES}
+        facts = {**versions(), "arguments": words, "--models": args.models, **switches}
         agreement.require(together.team, facts)
         if together.team.rank:
             program = _as_worker(program)

@@ -220,14 +220,17 @@ def test_ctrl_c_at_the_launcher_leaves_no_rank_behind(tmp_path: Path) -> None:
 
 
 def test_other_arguments_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    words = [QWEN_MFA, "run", "--", "-m", "no_such_module_is_ever_imported"]
+    words = [QWEN_MFA, "run", "--precision"]
     script = (
-        f"import os, sys; os.execv({QWEN_MFA!r}, {words!r} + ['--seed', os.environ['MLX_RANK']])"
+        "import os; odd = os.environ['MLX_RANK'] == '1'; "
+        f"os.execv({QWEN_MFA!r}, {words!r} + ['bfloat16' if odd else 'host', '--', '-m', "
+        "'no_such_module_is_ever_imported', '--seed', str(odd)])"
     )
     started = ranks.start([sys.executable, "-c", script], 2, tmp_path, cwd=tmp_path)
     for each in ranks.finish(started):
         assert each.status != 0
         assert "arguments: rank 0 has" in each.err
+        assert "--precision: rank 0 has 'host', rank 1 has 'bfloat16'" in each.err
         assert "no_such_module" in each.err
         assert "ModuleNotFound" not in each.err
 
