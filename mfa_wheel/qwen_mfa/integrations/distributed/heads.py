@@ -145,13 +145,14 @@ class Heads:
         if k.shape[1] != heads or any(option is not None for option in options.values()):
             telemetry.count_part(PART, "not split: grouped keys, or more than a mask")
             return attention(q, k, v, mask=mask)
-        mx.eval(q, k, v)  # what comes before attention is none of its time
         whole = partial(attention, q, k, v, mask=mask)
         split = partial(self._split, attention, q, k, v, mask)
         longest = half_octave(rows + self._work.padding)
         dtype = str(q.dtype).removeprefix("mlx.core.")
         key = (batch, heads, width, dtype, self._work.passes, longest)
         finding = self.findings.get(key)
+        if finding is None or finding.split:
+            mx.eval(q, k, v)  # what comes before attention is none of its time
         if finding is None:
             title = f"{longest[0]} to {longest[1]} tokens, {heads} heads, {dtype}"
             finding = self.findings[key] = self.find(title, whole, split)
