@@ -105,7 +105,8 @@ def take(request: dict[str, Any]) -> dict[str, Any]:
     pipeline.warm([kept], steps)
     outputs, memory = {}, {}
     for each in (HOST, kept):
-        outputs[each], memory[each] = _settled(each, steps)
+        with pipeline.within(each):
+            outputs[each], _, memory[each] = pipeline.settled(steps[each])
     chosen = {each: steps[each] for each in (HOST, kept)}
     turns = {"rounds": request["rounds"], "warm_up": 0}
     *_, before = interleaved(chosen, **turns, within=pipeline.within)
@@ -115,7 +116,7 @@ def take(request: dict[str, Any]) -> dict[str, Any]:
         steps[name]()
         first = time.perf_counter() - start
         freed = held - mx.get_active_memory()
-        outputs[name], memory[name] = _settled(name, steps)
+        outputs[name], _, memory[name] = pipeline.settled(steps[name])
         *_, after = interleaved({name: steps[name]}, **turns)
     return {
         "times": before.times | after.times,
@@ -124,17 +125,6 @@ def take(request: dict[str, Any]) -> dict[str, Any]:
         "letting go": first,
         "same": bool(mx.array_equal(outputs[kept], outputs[name]).item()),
     }
-
-
-def _settled(name: str, steps: dict[str, Any]) -> tuple[mx.array, int]:
-    """Return the next latents and the peak memory of a step, after those that find things out."""
-    with pipeline.within(name):
-        pipeline.settle(steps[name])
-        mx.clear_cache()
-        mx.reset_peak_memory()
-        found = steps[name]()
-        mx.eval(found)
-        return found, mx.get_peak_memory()
 
 
 if __name__ == "__main__":

@@ -268,13 +268,7 @@ def measure(
             step()
             firsts[name] = time.perf_counter() - start
             _tell(f"{size.name}, {name}: first step {seconds(firsts[name])}")
-            settle(step)
-            mx.clear_cache()
-            mx.reset_peak_memory()
-            start = time.perf_counter()
-            outputs[name] = step()
-            durations[name] = time.perf_counter() - start
-            memory[name] = mx.get_peak_memory()
+            outputs[name], durations[name], memory[name] = settled(step)
         found |= _blocks(WAYS[name], name)
     errors = {name: _error(outputs[name], outputs[_against(name, ways)]) for name in ways}
     base = Case(**described(size, model.blocks, model.bits), complete=False, conclusions=found)
@@ -324,7 +318,17 @@ def warm(chosen: Collection[str], all_steps: dict[str, Callable[[], mx.array]]) 
     return found
 
 
-def settle(step: Callable[[], mx.array]) -> None:
+def settled(step: Callable[[], mx.array]) -> tuple[mx.array, float, int]:
+    """Return latents, seconds and peak memory of a step, once nothing more is found out on it."""
+    _settle(step)
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    start = time.perf_counter()
+    latents = step()
+    return latents, time.perf_counter() - start, mx.get_peak_memory()
+
+
+def _settle(step: Callable[[], mx.array]) -> None:
     """Take steps until nothing more is found out about blocks: few blocks take many steps."""
     for _ in range(MAX_STEPS):
         step()
