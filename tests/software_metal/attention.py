@@ -74,6 +74,7 @@ def source(case: Case) -> str:
     )
     defines = {
         "ELEMENT": case.element,
+        "SCORE": "half" if case.low and case.element == "half" else "float",
         "APPLE9": int(case.apple9),
         "LOW": int(case.low),
         "D": case.head_dim,

@@ -148,11 +148,14 @@ def test_a_fault_is_caught(name: str, attend: Callable[..., Outcome]) -> None:
         Case(check=True, apple9=False, variant="upstream"),
         Case(check=True, element="half", interleaved=True, bias=False, causal=True),
         Case(low=True, apple9=False),
+        Case(low=True, element="half"),
         Case(length_q=1, length_kv=1, heads=1, batch=1),
     ],
     ids=str,
 )
 def test_without_a_fault_nothing_is_found(case: Case, attend: Callable[..., Outcome]) -> None:
     found = attend(case)
-    assert found.error < (1e-3 if case.low else 2e-6)
+    # Low intermediates of half have scores of half, too.
+    low = 1e-2 if case.element == "half" else 1e-3
+    assert found.error < (low if case.low else 2e-6)
     assert found.findings == ()

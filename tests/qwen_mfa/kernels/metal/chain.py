@@ -45,9 +45,9 @@ CAUGHT = {
     "no throw-away run": NOTHING,
     "no strides": {WRONG},
     "16-bit output, with the check": {ERROR},
-    "an unknown precision": NOTHING,  # it is FP32, and so are these inputs
+    "an unknown precision": {WRONG},  # it is FP32, and these inputs are not
     "a precision that is too wide": {WRONG},
-    "low intermediates for FP16": NOTHING,  # less accurate, but not for such small scores
+    "low intermediates for FP16": {WRONG},
     "a bool mask": {WRONG, ERROR},
     "a mask after the scale": {WRONG},
     "no shift of large biases": {WRONG},

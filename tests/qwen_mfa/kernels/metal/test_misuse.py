@@ -105,8 +105,8 @@ MISTAKES = {
         {"the FP32 output does not fit its buffer", WRONG},
     ),
     "an unknown precision": (
-        [("limits", ('"float32": "fp32"', '"float32": "float"'))],
-        {"an unknown precision, which is taken for fp32"},
+        [("limits", ('"bfloat16": "bf16"', '"bfloat16": "brain"'))],
+        {"an unknown precision, which is taken for fp32", "an input is over-read", WRONG},
     ),
     "a precision that is too wide": (
         [("limits", ('"float16": "fp16"', '"float16": "fp32"'))],
@@ -144,10 +144,20 @@ MISTAKES = {
 }  # fmt: skip
 
 
+# Of the call that shows a mistake, where it is not FP32.
+DTYPES = {
+    "an unknown precision": mx.bfloat16,
+    "a precision that is too wide": mx.float16,
+    "low intermediates for FP16": mx.float16,
+}
+
+
 def probe(name: str) -> Call:
     """Return the call that shows a mistake."""
-    dtype = mx.float16 if "FP16" in name or "too wide" in name else mx.float32
-    q, k, v = draw(SIZES, dtype)
+    q, k, v = draw(SIZES, DTYPES.get(name, mx.float32))
+    if "intermediates" in name:
+        # All scores are about 1024, where FP16 has nothing between whole numbers.
+        q[..., 0], k[..., 0] = 32, 32
     mask = None
     if "mask" in name or "rows" in name or "biases" in name:
         bias = np.random.default_rng(1).standard_normal((SIZES.sq, SIZES.skv)).astype(np.float32)

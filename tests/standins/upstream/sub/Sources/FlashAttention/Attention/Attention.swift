@@ -26,6 +26,7 @@ public struct Kernel {
       #include "GEMMBFloatTypes.h"
       // \(length <= 256 ? "bitmask" : "element-wise")
       #define ELEMENT \(["bf16": "bfloat", "fp16": "half"][input] ?? "float")
+      #define SCORE \(low && input == "fp16" ? "half" : "float")
       #define APPLE9 \(apple9 ? 1 : 0)
       #define LOW \(low ? 1 : 0)
       #define D \(headDim)

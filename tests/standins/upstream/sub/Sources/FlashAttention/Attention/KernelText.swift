@@ -1,6 +1,6 @@
 // A small attention kernel of our own that uses what upstream's kernels use: products of 8x8
 // matrices, copies in both directions, barriers, function constants, threadgroup memory, strides.
-// ELEMENT, APPLE9, LOW, D and SCALE are put before it. The tests run this very text.
+// ELEMENT, SCORE, APPLE9, LOW, D and SCALE are put before it. The tests run this very text.
 let kernelText = #"""
 using namespace metal;
 
@@ -20,7 +20,8 @@ struct tile {
     return reinterpret_cast<thread vec<T, 2> *>(&t);
   }
 
-  METAL_FUNC void add_product(tile<float> a, tile<float> b) thread {
+  template <typename A>
+  METAL_FUNC void add_product(tile<A> a, tile<float> b) thread {
     t = __metal_simdgroup_matrix_8x8_multiply_accumulate(a.t, b.t, t, vec<T, 64>());
   }
 };
@@ -106,10 +107,10 @@ kernel void attention(
     }
     threadgroup_barrier(mem_flags::mem_threadgroup); // keys are here
 
-    tile<float> s[BLOCK / 8];
+    tile<SCORE> s[BLOCK / 8];
     float best = m;
     for (ushort b = 0; b < BLOCK / 8; b++) {
-      *(s[b].elements()) = vec<float, 2>(0);
+      *(s[b].elements()) = vec<SCORE, 2>(0);
       for (ushort d = 0; d < D / 8; d++) {
         tile<float> k;
         threadgroup ELEMENT *from = tile_of + (b * 8 + at.x) * D + d * 8 + at.y;
@@ -118,14 +119,14 @@ kernel void attention(
       }
       for (ushort i = 0; i < 2; i++) {
         const uint column = c + b * 8 + at.x + i;
-        thread float &score = (*(s[b].elements()))[i];
+        thread SCORE &score = (*(s[b].elements()))[i];
         if (bias != nullptr && column < C) {
           score += bias[((gid.z * heads + gid.y) * R + safe) * C + column];
         }
         if (column >= C || (CAUSAL && column > row)) {
           score = -1e30;
         }
-        best = max(best, score);
+        best = max(best, float(score));
       }
     }
     best = max(best, simd_shuffle_xor(best, 1));
@@ -136,11 +137,11 @@ kernel void attention(
     float sum = 0.0;
     for (ushort b = 0; b < BLOCK / 8; b++) {
       for (ushort i = 0; i < 2; i++) {
-        thread float &weight = (*(s[b].elements()))[i];
+        thread SCORE &weight = (*(s[b].elements()))[i];
         weight = fast::exp2((weight - m) * SCALE);
         sum += weight;
 #if LOW
-        weight = float(half(weight));
+        weight = half(weight);
 #endif
       }
     }
