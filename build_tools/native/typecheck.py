@@ -26,8 +26,10 @@ def stage(source: Source, repairs: overlay.Overlay, target: Path) -> None:
     overlay.apply(repairs, target)
 
 
-def compile_tree(source: Source, repairs: overlay.Overlay, *, work: Path) -> tuple[Path, Standins]:
-    """Compile ``source`` with ``repairs`` against the stand-ins.
+def compile_tree(
+    source: Source, repairs: overlay.Overlay, *, work: Path, apple: Standins | None = None
+) -> tuple[Path, Standins]:
+    """Compile ``source`` with ``repairs`` against the stand-ins, which are built unless given.
 
     Returns:
         The library, which runs on this machine with a stand-in device, and the stand-ins.
@@ -38,8 +40,9 @@ def compile_tree(source: Source, repairs: overlay.Overlay, *, work: Path) -> tup
 
     """
     tools = toolchain.check({"swift": source.lock.requires.get("swift", "6.0")})
-    with step("stand-in modules"):
-        apple = standins.build(work / "standins")
+    if apple is None:
+        with step("stand-in modules"):
+            apple = standins.build(work / "standins")
     tree = work / "tree"
     stage(source, repairs, tree)
     command = [

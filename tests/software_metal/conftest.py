@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", autouse=True)
 def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Keep compiled kernels together, for all workers of this run."""
+    """Keep compiled kernels together, for all workers of this run and test_simulate.py."""
     if shutil.which("clang++") is None:
         if os.environ.get("QWEN_MFA_EXPECT_SWIFT"):
             pytest.fail("QWEN_MFA_EXPECT_SWIFT is set and there is no clang++, which Swift brings")
         pytest.skip("no clang++ (it comes with Swift): address spaces are its extension")
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "software-metal"
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / "software-metal" / "kernels"
     os.environ["SOFTWARE_METAL_CACHE"] = str(folder)
     return folder
 

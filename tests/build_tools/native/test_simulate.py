@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,7 +14,7 @@ from filelock import FileLock
 from build_tools.commands import simulate as command
 from build_tools.commands.typecheck import SOURCES
 from build_tools.native import typecheck
-from build_tools.native.standins import Standins, simulated_package, simulation
+from build_tools.native.standins import simulated_package, simulation
 from build_tools.native.standins.simulated_package import ALLOWED, Package
 from build_tools.native.standins.simulation import Case, Result, Simulator, different_bits
 from build_tools.source import fetch, overlay, remotes
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from build_tools.native.standins import Standins
     from tests.standins.upstream.repositories import Upstream
 
 SMALL = Case(
@@ -38,23 +38,20 @@ SMALL = Case(
 
 @pytest.fixture(scope="session")
 def simulator(
-    swift: str, upstream: Upstream, tmp_path_factory: pytest.TempPathFactory
+    apple: Standins, upstream: Upstream, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Simulator:
     """Return the miniature, built once for all test workers, on a device that executes."""
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "simulate"
-    with FileLock(f"{shared}.lock"):
-        library = shared / "build" / "release" / "libMFAFFI.so"
+    work = shared / "simulate"
+    with FileLock(f"{work}.lock"):
+        library = work / "build" / "release" / "libMFAFFI.so"
         if not library.is_file():
-            shared.mkdir(exist_ok=True)
+            work.mkdir(exist_ok=True)
             own = tmp_path_factory.mktemp("simulate")
             lock = locks.load(upstream.write_lock(own / "lock.toml"))
             tree = fetch.obtain(lock, cache=own / "cache", remotes=remotes.Remotes())
             repairs = overlay.load(write_overlay(own / "overlay"))
-            typecheck.compile_tree(tree, repairs, work=shared)
-    # Those that the library is linked with: a second copy would have types of its own.
-    standins = Standins(folder=shared / "standins" / "release")
-    return Simulator(library, standins, cache=shared / "cache")
+            typecheck.compile_tree(tree, repairs, work=work, apple=apple)
+    return Simulator(library, apple, cache=shared / "software-metal")
 
 
 def test_every_class_mask_and_layout_is_right(simulator: Simulator) -> None:
@@ -154,23 +151,31 @@ def test_a_recorded_source_that_was_not_run(tmp_path: Path) -> None:
     assert len(command._not_run(SOURCES, [result()])) == 32
 
 
+CAUSAL = replace(SMALL, mask="causal", length_q=37)
+
+
+@pytest.fixture(scope="module")
+def ran(simulator: Simulator) -> str:
+    """Return the key of the source that computes `CAUSAL`."""
+    # `origins` of a process list each source that it asked for.
+    (key,) = {key for result in simulator.run([CAUSAL]) for key in result.keys}
+    return key
+
+
 @pytest.fixture
 def command_line(
-    simulator: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    simulator: Simulator, ran: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., int]:
     """Run the command over the miniature, with one case instead of hundreds."""
-    case = replace(SMALL, mask="causal", length_q=37)
-    both = [case, replace(case, variant="upstream")]
-    # `origins` of a process list each source that it asked for.
-    (ran,) = {key for result in simulator.run(both[:1]) for key in result.keys}
     sources = tmp_path / "sources.json"
     sources.write_text(json.dumps({"sources": {ran: "the one"}}), encoding="utf-8")
     monkeypatch.setattr(fetch, "obtain", lambda *_, **__: None)
     built = (simulator.library, simulator.standins)
     monkeypatch.setattr(typecheck, "compile_tree", lambda *_, **__: built)
-    for name in ("numeric_cases", "scheduled_cases"):
-        monkeypatch.setattr(simulation, name, lambda: both)
-    monkeypatch.setattr(simulation, "checked_cases", lambda: [case])
+    both = [CAUSAL, replace(CAUSAL, variant="upstream")]
+    monkeypatch.setattr(simulation, "numeric_cases", lambda: both)
+    for name in ("checked_cases", "scheduled_cases"):
+        monkeypatch.setattr(simulation, name, lambda: [CAUSAL])
     monkeypatch.setattr(simulation, "qwen_image_cases", lambda _: [])
 
     def run(*words: str) -> int:

@@ -1,9 +1,10 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S python3 -I
 """Compile a Metal source for this machine: ``compile.py SOURCE [--check]`` prints a library's path.
 
 Libraries are kept by what they were made from, in ``SOFTWARE_METAL_CACHE`` or a folder for
 temporary files. ``SOFTWARE_METAL_CHECK=1`` is ``--check``: the memory checker is compiled in.
-Needs clang++ (it comes with Swift) and nothing but Python's own library.
+Needs clang++ (it comes with Swift) and nothing but Python's own library: isolated (-I), it does not
+start whatever the environment of the process that calls it starts in each Python.
 """
 
 from __future__ import annotations
