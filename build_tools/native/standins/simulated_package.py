@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
+import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from build_tools.support import files
 from build_tools.support.errors import BuildError
 from build_tools.support.paths import ROOT
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from build_tools.native.standins.simulation import Simulator
 
 STANDINS = ROOT / "tests" / "standins" / "metal"
@@ -31,7 +33,12 @@ class Package:
     """Runs the installed package over one built library, as one device and shader variant."""
 
     def __init__(self, simulator: Simulator, family: int, variant: str) -> None:
+        # To the package all simulated devices are one: none shall rely on another's validation,
+        # nor on an earlier run's.
+        decisions = tempfile.mkdtemp(prefix="simulated-package-")
+        weakref.finalize(self, files.remove_tree, Path(decisions))
         self.environment = simulator.environment(family, variant) | {
+            "QWEN_MFA_CACHE_DIR": decisions,
             "QWEN_MFA_METAL_STANDIN": str(ROOT),
             "PYTHONPATH": str(STANDINS / "site"),
             "QWEN_MFA_BACKEND": "metal",

@@ -20,6 +20,7 @@ import numpy as np
 from build_tools.native.standins.encoding import STRIDES, origins
 
 _ADDITIVE, _FP32 = 2, 3
+_FLOATS = {"fp16": np.float16, "fp32": np.float32}  # NumPy has no bfloat16
 
 
 def attend(library: ctypes.CDLL, standins: ctypes.CDLL, case: dict[str, Any]) -> dict[str, Any]:
@@ -63,8 +64,8 @@ def _operand(
     batch, heads, length, dim = shape
     stored = (batch, length, heads, dim) if layout == "interleaved" else shape
     values = rng.standard_normal(stored, dtype=np.float32)
-    if element == "fp16":
-        memory: np.ndarray[Any, Any] = values.astype(np.float16)
+    if element in _FLOATS:
+        memory: np.ndarray[Any, Any] = values.astype(_FLOATS[element])
         exact = memory.astype(np.float64)
     else:
         memory = ((values.view(np.uint32) + 0x8000) >> 16).astype(np.uint16)

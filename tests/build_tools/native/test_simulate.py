@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -25,7 +26,6 @@ from tests.standins.upstream.repositories import write_overlay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from build_tools.native.standins import Standins
     from tests.standins.upstream.repositories import Upstream
@@ -74,8 +74,8 @@ def test_every_class_mask_and_layout_is_right(simulator: Simulator) -> None:
 
 def test_the_checker_finds_nothing_and_schedules_change_nothing(simulator: Simulator) -> None:
     cases = [
-        replace(SMALL, family=family, mask="additive", schedule=schedule)
-        for family in simulation.FAMILIES
+        replace(SMALL, family=family, input=kind, mask="additive", schedule=schedule)
+        for family, kind in zip(simulation.FAMILIES, ("bf16", "fp32"), strict=True)
         for schedule in ("forward", "shuffled:5")
     ]
     results = simulator.run(cases, check=True)
@@ -105,6 +105,15 @@ def test_qwen_image_s_shape_from_the_public_function_to_the_result(simulator: Si
     assert found["waits"] > 0, "no command buffer was waited for"
     assert found["misuses"] == []
     assert 0 < found["error"] <= ALLOWED
+
+
+def test_no_device_relies_on_another_s_validation(simulator: Simulator) -> None:
+    one, other = (Package(simulator, family, "plain") for family in simulation.FAMILIES)
+    folders = [Path(each.environment["QWEN_MFA_CACHE_DIR"]) for each in (one, other)]
+    assert folders[0] != folders[1]
+    assert [list(folder.iterdir()) for folder in folders] == [[], []]
+    del one, other
+    assert not any(folder.exists() for folder in folders)
 
 
 def test_golden_vectors_and_mistakes(simulator: Simulator) -> None:
@@ -286,5 +295,9 @@ def test_what_the_package_finds_counts(
 def test_cases_reach_every_class() -> None:
     cases = simulation.numeric_cases()
     assert len({tuple(asdict(case).items()) for case in cases}) == len(cases)
-    assert len({(c.family, c.input, c.intermediate, c.variant) for c in cases}) == 16
+    assert len({(c.family, c.input, c.intermediate, c.variant) for c in cases}) == 20
     assert {max(c.length_q, c.length_kv) > 256 for c in cases} == {True, False}
+    scheduled = simulation.scheduled_cases()
+    assert len({c.schedule for c in scheduled}) == 10
+    assert len({(c.family, c.input, c.intermediate, c.mask) for c in scheduled}) == 20
+    assert len(scheduled) == 200
