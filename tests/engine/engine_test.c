@@ -621,6 +621,12 @@ static void run_special(void)
         s->q[i * SPECIAL_DIM] = i % 2 ? 1 : -1;
     run_special_case(s, "an infinite key");
     s = new_special();
+    for (int i = 0; i < SPECIAL_ROWS; i++) {
+        s->q[i * SPECIAL_DIM] = i % 2 ? 1 : -1;
+        s->k[i * SPECIAL_DIM] = -INFINITY;
+    }
+    run_special_case(s, "keys that make all scores infinite");
+    s = new_special();
     s->v[5 * SPECIAL_DIM + 3] = INFINITY;
     s->v[48 * SPECIAL_DIM + 20] = -INFINITY;
     run_special_case(s, "infinite values");

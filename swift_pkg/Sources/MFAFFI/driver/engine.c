@@ -26,8 +26,10 @@ static void compute_task(mfa_plan *plan, size_t unit, size_t block, mfa_scratch 
  */
 static void run_task(mfa_plan *plan, size_t task, mfa_scratch *scratch)
 {
-    if (plan->decodes) {
+    if (plan->way == MFA_WAY_DECODE) {
         mfa_decode_compute(plan, task / plan->split.splits, task % plan->split.splits, scratch);
+    } else if (plan->way == MFA_WAY_BRIEF) {
+        mfa_brief_compute(plan, task / plan->brief.blocks, task % plan->brief.blocks, scratch);
     } else if (task < plan->packed.head_tasks) {
         mfa_share share = mfa_share_of(plan, task / plan->packed.chunks, task % plan->packed.chunks,
                                        plan->packed.chunks);

@@ -28,7 +28,8 @@ static void choose_kernels(mfa_plan *plan, const mfa_setup *setup)
     enum { HALF_A_CHUNK = 16 }; /* of 32 elements: less is mostly zeros */
     const bool bf16 = plan->problem->q.precision == MFA_PRECISION_BF16;
     plan->kernels = bf16 ? setup->bf16 : setup->kernels;
-    if (plan->kernels->tiles && (!bf16 || plan->decodes || plan->problem->head_dim < HALF_A_CHUNK))
+    if (plan->kernels->tiles &&
+        (!bf16 || plan->way != MFA_WAY_PACKED || plan->problem->head_dim < HALF_A_CHUNK))
         plan->kernels = plan->kernels->otherwise;
 }
 
@@ -48,7 +49,8 @@ void *mfa_arena_take(mfa_arena *a, size_t count, size_t size)
 
 mfa_scratch mfa_scratch_take(const mfa_plan *plan, mfa_arena *a, mfa_scratch_rows rows)
 {
-    const size_t row_floats = plan->decodes ? plan->problem->head_dim : plan->packed.key_floats;
+    const size_t row_floats =
+        plan->way == MFA_WAY_DECODE ? plan->problem->head_dim : plan->packed.key_floats;
     mfa_scratch s = {
         .queries = mfa_arena_take(a, rows.block, row_floats * sizeof(float)),
         .output = mfa_arena_take(a, rows.block, (2 + plan->padded_value_dim) * sizeof(float)),
@@ -68,16 +70,17 @@ static void lay_out(mfa_plan *plan, mfa_arena *a)
     const mfa_kernels *k = plan->kernels;
     mfa_scratch *scratch = mfa_arena_take(a, plan->threads, sizeof *scratch);
     mfa_scratch_rows rows = {plan->packed.block_rows, k->mr};
-    if (plan->decodes) {
+    if (plan->way == MFA_WAY_DECODE) {
         rows = (mfa_scratch_rows){mfa_round_up(plan->rows, k->mr), plan->rows};
         mfa_decode_plan_lay_out(plan, a);
-    } else {
+    } else if (plan->way == MFA_WAY_PACKED) {
         mfa_packed_plan_lay_out(plan, a);
     }
     if (a->base)
         plan->scratch = scratch;
     for (unsigned i = 0; i < plan->threads && !a->overflow; i++) {
-        mfa_scratch s = mfa_scratch_take(plan, a, rows);
+        mfa_scratch s = plan->way == MFA_WAY_BRIEF ? mfa_brief_scratch_take(plan, a)
+                                                   : mfa_scratch_take(plan, a, rows);
         if (a->base)
             scratch[i] = s;
     }
@@ -91,13 +94,18 @@ bool mfa_plan_make(mfa_plan *plan, const mfa_problem *problem, const mfa_setup *
     plan->group = problem->heads_q / problem->heads_kv;
     plan->units = (size_t)problem->batch * problem->heads_kv;
     plan->rows = (size_t)plan->group * problem->seq_q;
-    plan->decodes = mfa_decode_plan_fits(plan);
+    const bool tiles = problem->q.precision == MFA_PRECISION_BF16 && setup->bf16->tiles;
+    plan->way = mfa_decode_plan_fits(plan)         ? MFA_WAY_DECODE
+                : mfa_brief_plan_fits(plan, tiles) ? MFA_WAY_BRIEF
+                                                   : MFA_WAY_PACKED;
     choose_kernels(plan, setup);
     plan->padded_value_dim = mfa_padded_dim(problem->value_dim, plan->kernels->lanes);
     plan->shrink = mfa_shrink(problem->seq_kv);
     choose_threads(plan, setup);
-    if (plan->decodes)
+    if (plan->way == MFA_WAY_DECODE)
         mfa_decode_plan_choose(plan);
+    else if (plan->way == MFA_WAY_BRIEF)
+        mfa_brief_plan_choose(plan);
     else
         mfa_packed_plan_choose(plan);
     atomic_init(&plan->next_task, 0);

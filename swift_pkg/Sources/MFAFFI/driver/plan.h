@@ -28,6 +28,7 @@ typedef struct {
 /* One thread's own memory. */
 typedef struct {
     float *queries, *output, *weights, *biases, *plain;
+    float *keys, *values; /* copies, of few keys */
     mfa_strip_state *states;
     uint32_t *limits; /* per row of the block: keys that it may see */
     double *mean;     /* column means of the values of unit `mean_unit` */
@@ -54,6 +55,13 @@ typedef struct {
     atomic_size_t *arrived;
 } mfa_decode_plan;
 
+/* Of calls with few keys: a task computes a block of a unit's rows. */
+typedef struct {
+    size_t block_rows, blocks;
+} mfa_brief_plan;
+
+typedef enum { MFA_WAY_PACKED, MFA_WAY_DECODE, MFA_WAY_BRIEF } mfa_way;
+
 typedef struct {
     const mfa_problem *problem;
     const mfa_kernels *kernels;
@@ -62,9 +70,10 @@ typedef struct {
     size_t units, rows; /* rows: group * seq_q, per unit */
     unsigned padded_value_dim;
     float shrink; /* of rows' weights */
-    bool decodes; /* which of the two it is */
+    mfa_way way; /* which of the three it is */
     mfa_packed_plan packed;
     mfa_decode_plan split;
+    mfa_brief_plan brief;
     size_t tasks;
     mfa_scratch *scratch;
     void *memory;
@@ -104,12 +113,15 @@ typedef struct {
 
 void *mfa_arena_take(mfa_arena *arena, size_t count, size_t size);
 
-/* plan_packed.c, plan_decode.c: how the call is cut, and what memory that takes. */
+/* plan_packed.c, plan_decode.c, brief.c: how the call is cut, and what memory that takes. */
 void mfa_packed_plan_choose(mfa_plan *plan);
 void mfa_packed_plan_lay_out(mfa_plan *plan, mfa_arena *arena);
 bool mfa_decode_plan_fits(const mfa_plan *plan);
 void mfa_decode_plan_choose(mfa_plan *plan);
 void mfa_decode_plan_lay_out(mfa_plan *plan, mfa_arena *arena);
+bool mfa_brief_plan_fits(const mfa_plan *plan, bool tiles); /* tiles: a tile unit could be used */
+void mfa_brief_plan_choose(mfa_plan *plan);
+mfa_scratch mfa_brief_scratch_take(const mfa_plan *plan, mfa_arena *arena);
 
 /* Rows that a thread's scratch has room for, and of which weights are kept at a time. */
 typedef struct {
@@ -139,5 +151,8 @@ void mfa_prefetch_add(mfa_prefetch *prefetch, const mfa_operand *x, size_t batch
 
 /* decode.c: computes part `part` of a unit whose rows are few. */
 void mfa_decode_compute(const mfa_plan *plan, size_t unit, size_t part, mfa_scratch *scratch);
+
+/* brief.c: computes block `block` of a unit whose keys are few. */
+void mfa_brief_compute(const mfa_plan *plan, size_t unit, size_t block, mfa_scratch *scratch);
 
 #endif

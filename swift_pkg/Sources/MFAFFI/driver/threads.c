@@ -11,7 +11,9 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <string.h>
+#include <time.h>
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -41,7 +43,10 @@ static struct {
           .work = PTHREAD_COND_INITIALIZER,
           .slot = PTHREAD_COND_INITIALIZER};
 
+enum { SPIN_NANOSECONDS = 40000 }; /* about what falling asleep and being woken take */
+
 static atomic_uint callers_waiting;
+static atomic_uint news; /* how often helpers were told of work */
 static atomic_bool stopping; /* written with the mutex held */
 
 bool mfa_pool_contended(void)
@@ -75,14 +80,52 @@ static void release_slot(void)
     pthread_cond_signal(&pool.slot);
 }
 
+static void relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static int64_t nanoseconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/*
+ * With the mutex held, which is let go meanwhile: stays awake for the next call. Calls that follow
+ * at once are common, and a small one is done before a sleeping helper is there.
+ */
+static void linger(void)
+{
+    const unsigned before = atomic_load(&news);
+    pthread_mutex_unlock(&pool.mutex);
+    const int64_t end = nanoseconds_now() + SPIN_NANOSECONDS;
+    do {
+        for (int i = 0; i < 16 && atomic_load_explicit(&news, memory_order_relaxed) == before; i++)
+            relax();
+    } while (atomic_load_explicit(&news, memory_order_relaxed) == before &&
+             !atomic_load_explicit(&stopping, memory_order_relaxed) && nanoseconds_now() < end);
+    pthread_mutex_lock(&pool.mutex);
+}
+
 static void *helper_main(void *unused)
 {
     (void)unused;
+    bool worked = false; /* since it last looked for more */
     pthread_mutex_lock(&pool.mutex);
     while (!atomic_load(&stopping)) {
         job *j = joinable_job();
         if (!j) {
-            pthread_cond_wait(&pool.work, &pool.mutex);
+            if (worked)
+                linger();
+            else
+                pthread_cond_wait(&pool.work, &pool.mutex);
+            worked = false;
             continue;
         }
         unsigned index = take_index(j);
@@ -98,6 +141,7 @@ static void *helper_main(void *unused)
         j->active--;
         release_slot();
         pthread_cond_signal(&j->left);
+        worked = true;
     }
     pthread_mutex_unlock(&pool.mutex);
     return NULL;
@@ -138,6 +182,12 @@ __attribute__((destructor)) static void stop_helpers(void)
 }
 
 /* ---- calls ---- */
+
+static void tell_helpers(void)
+{
+    atomic_fetch_add(&news, 1);
+    pthread_cond_broadcast(&pool.work);
+}
 
 static void start_helpers(unsigned wanted)
 {
@@ -198,19 +248,14 @@ static void enter(job *j, unsigned budget)
         keep_apart(j->max_threads - 1 < pool.helpers ? j->max_threads - 1 : pool.helpers);
     pthread_mutex_unlock(&pool.mutex);
     if (j->max_threads > 1)
-        pthread_cond_broadcast(&pool.work); /* not before: whom it wakes needs the mutex */
+        tell_helpers(); /* not before: they need the mutex */
 }
 
 /* The last helper is nearly done: sleeping and waking up would take longer. */
 static void spin_for_helpers(const job *j)
 {
-    for (int i = 0; i < 2000 && atomic_load_explicit(&j->active, memory_order_relaxed) > 1; i++) {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#elif defined(__aarch64__)
-        __asm__ volatile("yield");
-#endif
-    }
+    for (int i = 0; i < 2000 && atomic_load_explicit(&j->active, memory_order_relaxed) > 1; i++)
+        relax();
 }
 
 static void leave(job *j)
@@ -227,7 +272,7 @@ static void leave(job *j)
         pthread_cond_wait(&j->left, &pool.mutex);
     release_slot();
     if (pool.jobs)
-        pthread_cond_broadcast(&pool.work);
+        tell_helpers();
     pthread_mutex_unlock(&pool.mutex);
 }
 

@@ -1,9 +1,10 @@
 /*
  * The process's pool of helper threads.
  *
- * Threads start on first need and then sleep on a condition variable. All calls share one budget:
- * a call takes its first slot (waiting for it if need be), then whatever is free. Helpers of a
- * long call go over to a call that waits. After fork the child starts with no threads.
+ * Threads start on first need and sleep on a condition variable, from a little while after a call
+ * on: one that follows at once finds them awake. All calls share one budget: a call takes its first
+ * slot (waiting for it if need be), then whatever is free. Helpers of a long call go over to a call
+ * that waits. After fork the child starts with no threads.
  */
 #ifndef MFA_THREADS_H
 #define MFA_THREADS_H

@@ -30,6 +30,9 @@ enum {
     MFA_MAX_LANES = 16,
     MFA_MAX_PREFETCH_RUNS = 4,
     MFA_MAX_KEY_BLOCK = 256, /* keys of a block; also the row length of a strip of weights */
+    MFA_BRIEF_MAX_KEYS = 256, /* that are few */
+    MFA_BRIEF_KEY_STEP = 16, /* their number is rounded up to a multiple of it */
+    MFA_BRIEF_VECTORS = 2, /* of queries, in a strip against few keys */
 };
 
 /* Systems that give processes tiles on request, and compilers whose assemblers know them. */
@@ -117,6 +120,19 @@ typedef struct {
     int precision;
 } mfa_decode;
 
+/* A strip of queries against few keys, all of them at once. */
+typedef struct {
+    const float *queries, *keys; /* as pack_columns and brief_pack_keys write them */
+    const float *values; /* whole vectors of them, for each key */
+    size_t value_step;   /* floats from a key's values to the next */
+    float *weights; /* [keys, rounded up][queries of a strip] */
+    float *origin, *sum; /* per query: sinks, in the beginning; sum: of all weights, afterwards */
+    float shrink; /* a factor of all weights */
+    unsigned char *const *out; /* [rows] */
+    unsigned rows, count, head_dim, value_dim;
+    int precision; /* of the results */
+} mfa_brief;
+
 /* Where vectors come from: `stride` elements between the vector's own elements. */
 typedef struct {
     const unsigned char *const *rows;
@@ -165,6 +181,10 @@ typedef struct mfa_kernels {
     void (*decode_softmax)(const mfa_decode *decode, unsigned row, unsigned visible,
                            const float *bias);
     void (*decode_values)(const mfa_decode *decode);
+    /* for few keys: the copies of them and their values, and everything else of a strip */
+    void (*brief_pack_keys)(float *keys, const mfa_source *from);
+    void (*brief_pack_values)(float *values, const mfa_source *from);
+    void (*brief_attend)(const mfa_brief *brief);
     /* rounds `count` floats to the precision, contiguous */
     void (*store)(unsigned char *to, const float *from, unsigned count, int precision);
 } mfa_kernels;

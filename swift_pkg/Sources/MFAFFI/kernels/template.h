@@ -186,6 +186,10 @@ static void store(unsigned char *to, const float *from, unsigned count, int prec
     }
 }
 
+#if !MFA_TILES
+#include "brief.h"
+#endif
+
 const mfa_kernels MFA_PASTE(mfa_kernels_, MFA_ISA) = {
     .name = MFA_ISA_NAME,
     .usable = usable,
@@ -208,6 +212,9 @@ const mfa_kernels MFA_PASTE(mfa_kernels_, MFA_ISA) = {
     .decode_scores = decode_scores,
     .decode_softmax = decode_softmax,
     .decode_values = decode_values,
+    .brief_pack_keys = brief_pack_keys,
+    .brief_pack_values = brief_pack_values,
+    .brief_attend = brief_attend,
 #endif
     .pack_panels = pack_panels,
     .attend = attend,
