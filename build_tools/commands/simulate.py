@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the recorded keys, each of which must run; default: %(default)s",
     )  # fmt: skip
     parser.add_argument(
-        "--full", action="store_true", help="the package's whole validation, too (an hour)"
+        "--full", action="store_true", help="the package's whole validation, too (half an hour)"
     )
     parser.add_argument("--no-package", action="store_true", help="without the installed package")
     parser.add_argument(

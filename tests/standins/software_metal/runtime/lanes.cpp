@@ -13,6 +13,8 @@ namespace software_metal
 namespace
 {
 constexpr size_t lanes = 1024, stack_bytes = 512 * 1024;
+// Tops of stacks a power of two apart would share the few places that a cache has for them.
+constexpr size_t stagger = 17 * 64, staggered = 64;
 char *stacks = nullptr;
 
 struct Birth {
@@ -57,7 +59,7 @@ void prepare(Context &context, unsigned index, void (*start)())
     ucontext_t there;
     getcontext(&there);
     there.uc_stack.ss_sp = stack + guard;
-    there.uc_stack.ss_size = stack_bytes - guard;
+    there.uc_stack.ss_size = stack_bytes - guard - index % staggered * stagger;
     there.uc_link = nullptr;
     makecontext(&there, begin, 0);
     swapcontext(&made.home, &there);
