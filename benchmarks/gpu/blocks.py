@@ -207,7 +207,8 @@ def ways_of(name: str, call: Any, block: Any, inputs: dict[str, Any]) -> dict[st
 
         return run
 
-    return {"mflux": host, "mflux, early start": early(host), "whole": whole, "cut": early(cut)}
+    ways = {"mflux": host, "whole": whole, "cut": cut}
+    return ways | {f"{name}, early start": early(way) for name, way in ways.items()}
 
 
 def reference_of(call: Any, block: Any, inputs: dict[str, Any], names: Any) -> Any:

@@ -92,8 +92,9 @@ class Blocks:
             arguments |= {
                 name: None for name in self.kind.masks if hides_nothing(arguments.get(name))
             }
-            parameters, structure = skeleton.read(block)
-            plan = self._plan(structure, block, arguments)
+            bare = self._bare(block)
+            parameters, structure = skeleton.read(bare)
+            plan = self._plan(structure, bare, arguments)
         if plan is None:
             telemetry.count_part(PART, "as mflux runs them: switched off, or nothing that fits")
             result = self.by_host(block, arguments)
@@ -149,7 +150,7 @@ class Blocks:
 
         """
         if parameters is None:
-            parameters, _ = skeleton.read(block)
+            parameters, _ = skeleton.read(self._bare(block))
         given = modulation.of(block, arguments) if self.kind.modulated else {}
 
         def convert(q: mx.array, _k: mx.array) -> Any:  # Qwen-Image's mask is handed on
@@ -160,9 +161,14 @@ class Blocks:
         inputs = {k: v for k, v in arguments.items() if k not in self._handed_on and v is not None}
         return plan.halves(parameters, given, inputs, convert)
 
+    def _bare(self, block: nn.Module) -> Any:
+        """Return what of ``block`` the halves compute: its modulation they are given."""
+        return modulation.without(block) if self.kind.modulated else block
+
     def _plan(
         self, structure: skeleton.Structure, block: nn.Module, arguments: dict[str, Any]
     ) -> Plan | None:
+        """Return how a block of ``structure`` runs, of which ``block`` is one, as `_bare`."""
         streams = [arguments[name] for name in self.kind.streams]
         hidden, text = streams[0], streams[-1]
         number = self._structure(structure)

@@ -23,7 +23,7 @@ from qwen_mfa.integrations.mflux import modulation, skeleton
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-MODULES = ("img_mod_linear", "txt_mod_linear")
+WITH_WEIGHTS = [name for name in modulation.MODULES if name.endswith("_linear")]
 
 
 class Gone(nn.Module):
@@ -86,7 +86,7 @@ class Freed:
             mx.eval(values)
             for t, given in values.items():
                 made.steps[t].values[id(block)] = given
-            for name in MODULES:
+            for name in WITH_WEIGHTS:
                 freed += sum(x.nbytes for x in skeleton.read(block[name])[0])
                 block[name] = Gone()  # type: ignore[no-untyped-call]  # mlx.nn is typed in part
         mx.clear_cache()

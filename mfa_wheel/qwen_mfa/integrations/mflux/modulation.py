@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from qwen_mfa.integrations.mflux import skeleton
 from qwen_mfa.integrations.mflux.cut import Given, HandOn
 from qwen_mfa.integrations.mflux.tracing import Opaque
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # The block's arguments that carry an embedding, and which of its modules each goes through.
 EMBEDDINGS = {"text_embeddings": ("img", "txt"), "cond_embeddings": ("img",)}
+MODULES = tuple(f"{stream}_mod_{part}" for stream in ("img", "txt") for part in ("silu", "linear"))
 Given_ = dict[str, mx.array]
 
 
@@ -106,6 +108,17 @@ def of(block: nn.Module, arguments: dict[str, Any]) -> Given_:
     if store is not None:
         store.values[id(block)] = made
     return made
+
+
+def without(block: nn.Module) -> Any:
+    """Return a copy of ``block`` that shares all but its modulation's modules, which it lacks.
+
+    What is left computes the same whether modulation is computed, shared or let go.
+    """
+    bare = skeleton.shallow(block)
+    for name in MODULES:
+        dict.pop(bare, name, None)
+    return bare
 
 
 @contextmanager

@@ -631,6 +631,28 @@ def test_freed_modulation_is_bit_identical(
     assert before - after == LAYERS * 2 * (6 * DIM * DIM + 6 * DIM) * size
 
 
+def test_what_is_on_record_holds_without_modulation_s_weights(
+    generate: Callable[..., mx.array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block whose modulation was let go is of the class that it was of: nothing is tried anew."""
+    asked: set[str] = set()
+
+    def outcome(record: Record) -> dict[str, Any]:
+        asked.add(record._outcome)
+        return {"fused": True, "reason": "1.20 x as fast"}
+
+    monkeypatch.setattr(Record, "outcome", outcome)
+    image = pipeline(transformer())
+    found = []
+    for free in (False, True):
+        with mflux.enabled(**{**NOTHING, "fused_blocks": "auto"}, free_modulation=free) as _:
+            found.append(generate(image))
+            assert len(mflux.status().blocks) == 1
+    assert len(asked) == 1
+    assert mx.array_equal(*found)
+    assert parts("fused blocks") == {"fused": 4 * STEPS * LAYERS}
+
+
 def test_a_freed_model_is_not_kept_alive(generate: Callable[..., mx.array]) -> None:
     image = pipeline(transformer())
     with mflux.enabled(**NOTHING, free_modulation=True):
