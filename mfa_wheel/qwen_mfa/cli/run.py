@@ -204,9 +204,9 @@ def _around_attention(parts: dict[str, dict[str, int]]) -> list[str]:
         why = max(fused, key=lambda outcome: fused[outcome])
         count = fused.get("fused", 0)
         said.append(f"fused blocks {count} of {total}" + ("" if why == "fused" else f" ({why})"))
-    started = parts.get("early start", {}).get("blocks", 0)
+    started = parts.get("early start", {}).get("starts", 0)
     if started:
-        said.append(f"{started} blocks started early")
+        said.append(f"{started} early starts")
     skipped = parts.get("negative passes", {}).get("skipped: guidance is 1", 0)
     if skipped:
         said.append(f"{skipped} negative passes skipped (guidance is 1)")

@@ -7,6 +7,7 @@ valid results, so that the steps under way lose nothing but the waiting between 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 PART = "fused blocks"
 MAX_STRUCTURES = 16
 MAX_PLANS = 64
+# A device that is told of every block's work by itself gets little at a time: 152 ms a step at
+# 512 x 512 on an H200, where 8 at once take 106, 15 take 134, and all at the end 137.
+START_EVERY = 8
 
 
 @dataclass(kw_only=True)
@@ -59,6 +63,7 @@ class Blocks:
         # How many of them the picture under way still has to run: Qwen-Image's passes say so.
         self.ahead = kind.ahead
         self._runs = 0
+        self._order = itertools.count()
 
     def method(self) -> Callable[..., Any]:
         """Return what is put in the class."""
@@ -106,11 +111,14 @@ class Blocks:
         else:
             telemetry.count_part(PART, f"as mflux runs them: {plan.trial.reason}")
             result = self.by_host(block, arguments)
-        if self.options.early_start == "on" or (
-            self.options.early_start == "auto" and mx.default_device().type == mx.DeviceType.gpu
-        ):
+        if self._starts_early() and next(self._order) % START_EVERY == 0:
             _start(result)
         return result
+
+    def _starts_early(self) -> bool:
+        wanted = self.options.early_start
+        is_gpu = mx.default_device().type == mx.DeviceType.gpu
+        return wanted == "on" or (wanted == "auto" and is_gpu)
 
     def by_host(
         self,
@@ -259,4 +267,4 @@ def _start(result: Any) -> None:
         mx.async_eval(result)
     except (RuntimeError, ValueError):  # inside mx.compile or mx.vmap: the caller's graph
         return
-    telemetry.count_part("early start", "blocks")
+    telemetry.count_part("early start", "starts")

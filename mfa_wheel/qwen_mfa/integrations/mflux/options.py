@@ -36,7 +36,7 @@ SWITCHES = {
     ),
     "early_start": Switch(
         values=("auto", "on", "off"),
-        help="hand each block to the device as soon as its graph is built (auto: on a GPU)",
+        help="hand a few blocks at a time to the device, not whole passes (auto: on a GPU)",
     ),
     "skip_negative": Switch(
         values=(True, False),
@@ -70,8 +70,8 @@ class Options:
         qwen21_steps: How Qwen-Image 2.1 runs a step, see `steps`.
         fused_blocks: Qwen-Image's blocks as compiled graphs around attention: ``"auto"`` where that
             was validated and measured to be faster, ``"on"`` wherever it is valid, ``"off"`` never.
-        early_start: Whether each block is handed to the device as soon as its graph is built, so
-            that the device computes while Python builds the next one; ``"auto"``: on a GPU.
+        early_start: Whether a few blocks at a time are handed to the device, so that it computes
+            while Python builds the next ones; ``"auto"``: on a GPU.
         precision: ``"bfloat16"`` computes Qwen-Image's transformer in its weights' precision, where
             mflux computes in float32 because of its float32 latents; ``"host"`` as mflux does.
         skip_negative: Leave out the negative pass where guidance is 1, where it cancels.

@@ -15,7 +15,7 @@ from mflux.models.qwen.cli.qwen_image_generate import QwenImageCommand
 from mflux.models.qwen.model.qwen_transformer import qwen_attention
 from mflux.models.qwen.variants.txt2img import qwen_image
 
-from qwen_mfa import cli
+from qwen_mfa import cli, telemetry
 from qwen_mfa.cli import device
 from qwen_mfa.cli.bench import pipeline
 from qwen_mfa.integrations import mflux
@@ -137,6 +137,7 @@ def test_the_line_tells_what_was_done_around_attention(tmp_path: Path) -> None:
 def gpu_standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """MLX's default device says that it is a GPU, and float64 fails there."""
     monkeypatch.delenv("QWEN_MFA_BACKEND")
+    telemetry.start()
     session.start()
     gpu.activate(monkeypatch.setattr)
     # It watches MLX's functions, which the integration would take for another tool's work.
@@ -162,7 +163,7 @@ def test_a_picture_where_the_default_device_is_a_gpu(
     written = json.loads(report.read_text(encoding="utf-8"))
     assert "MLX's default device is not the CPU" in str(written["reasons_for_mlx"])
     assert written["parts"]["fused blocks"] == {"fused": 11, "validated": 1}
-    assert written["parts"]["early start"] == {"blocks": 12}
+    assert written["parts"]["early start"] == {"starts": 2}
 
 
 @pytest.mark.usefixtures("gpu_standin")

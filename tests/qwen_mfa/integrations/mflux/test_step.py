@@ -684,7 +684,7 @@ def test_another_schedule_is_refused_before_anything_runs(
 # Of each: where it is on, what `stats()` and --json say (the part and one outcome), what the line.
 TOLD: dict[str, tuple[object, str, str, str]] = {
     "fused_blocks": ("on", "fused blocks", "fused", "fused blocks 11 of 12"),
-    "early_start": ("on", "early start", "blocks", "12 blocks started early"),
+    "early_start": ("on", "early start", "starts", "2 early starts"),
     "share_modulation": (True, "modulation", "shared by both passes", "modulation shared 6 times"),
     "share_mask": (True, "text mask", "remembered", "text mask converted 2 of "),
     "precision": ("bfloat16", "precision", "passes in bfloat16", "4 passes in bfloat16"),
