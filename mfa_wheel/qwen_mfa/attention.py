@@ -106,6 +106,11 @@ def scaled_dot_product_attention(
         return mlx.attention(
             q, k, v, scale=scale, mask=mask, sinks=sinks, force_fused=force_fused, stream=stream
         )
+    shortener = known.shorteners.get(key)
+    if shortener is not None and not (force_fused or telemetry.recorder.subscribers):
+        shortened = shortener.attend(q, k, v, mask, scale)
+        if shortened is not None:
+            return shortened
     if force_fused or not isinstance(scale, (int, float)) or describe(q, k, v, mask, sinks) is None:
         return _judged_by_mlx(q, k, v, scale, mask, sinks, force_fused, stream)
     call = Call(q=q, k=k, v=v, scale=scale, mask=mask, sinks=sinks, stream=stream)
@@ -149,7 +154,12 @@ def _dispatch(call: Call, wanted: Policy, key: object = None, *, stays: bool = F
     if isinstance(call.mask, mx.array) and not stays:
         found = removal.parts_to_compute(call, wanted, inputs.are_evaluated)
         if found is not None:
-            return _without_padding(*found, call, wanted)
+            out = _without_padding(*found, call, wanted)
+            if key is not None and call.stream is None:
+                shortener = removal.shortener(*found, call, wanted, telemetry.recorder.tally)
+                if shortener is not None:
+                    known.keep_shortener(key, shortener, generation)
+            return out
     choice = choose.choose(call.problem, wanted=wanted, may_measure=inputs.are_evaluated)
     if choice.kernel is mlx:
         if choice.final and key is not None and _goes_straight(call, stays=stays):

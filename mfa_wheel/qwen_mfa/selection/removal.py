@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qwen_mfa.kernels.base import Call, Kernel
     from qwen_mfa.problem import Problem
     from qwen_mfa.selection.override import Policy
+    from qwen_mfa.tally import Tally
     from qwen_mfa.transforms.padding import Part, Pattern
     from qwen_mfa.tuning.measure import Sample
 
@@ -105,6 +106,41 @@ def decide(
         if found.final:
             known.keep_removal(key, found, generation)
     return found
+
+
+def shortener(
+    parts: tuple[Part, ...],
+    reason: str,
+    call: Call,
+    wanted: Policy,
+    tally: Callable[[str | None, str], Tally],
+) -> padding.Shortener | None:
+    """Return what computes calls like ``call`` from now on, if all about them is decided.
+
+    Args:
+        parts: From `parts_to_compute`.
+        reason: From there.
+        call: The call, computed once.
+        wanted: What the user wants.
+        tally: Returns what counts the calls of a kernel (``None``: without their mask), by reason.
+
+    """
+    like_k = call.v.dtype == call.k.dtype and call.v.shape == call.k.shape
+    if len(parts) > 1 or call.sinks is not None or not like_k:
+        return None
+    pattern = padding.pattern_of(parts, call.problem.seq_kv)
+
+    def never() -> bool:
+        return False
+
+    choice = choose.choose(_without_mask(call.problem, pattern), wanted=wanted, may_measure=never)
+    if choice.kernel is not mlx or not choice.final:
+        return None
+    if not decide(call.problem, pattern, wanted, never).final:
+        return None
+    counted = (tally(None, reason), tally(mlx.name, choice.reason))
+    looks = session.current.looks if looking_may_wait() else None
+    return padding.Shortener(call, parts[0], looks, counted)
 
 
 def _decide(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qwen_mfa.selection.override import Policy
     from qwen_mfa.selection.removal import Removal
     from qwen_mfa.tally import Tally
+    from qwen_mfa.transforms.padding import Shortener
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ class Session:
         choices: The one cache of choices, by problem. Look up freely; `keep` puts in.
         removals: The same of masks, by problem and pattern.
         straight: Kinds of calls that go straight to MLX, and what counts them; `keep_straight`.
+        shorteners: Kinds of calls whose masks hide the same keys each time; `keep_shortener`.
         looks: At masks, where looking may wait.
         quarantined: Kernels that failed in this process, with what happened.
 
@@ -44,6 +46,7 @@ class Session:
         self.removals: dict[object, Removal] = {}
         self.looks = Looks()
         self.straight: dict[object, Tally] = {}
+        self.shorteners: dict[object, Shortener] = {}
         self.quarantined: dict[str, str] = {}
         self._lock = forks.lock()
 
@@ -75,6 +78,10 @@ class Session:
     def keep_straight(self, key: object, tally: Tally, generation: int) -> None:
         """Keep that a kind of call is MLX's, which was found in ``generation``, if it still is."""
         self._keep(self.straight, key, tally, generation)
+
+    def keep_shortener(self, key: object, shortener: Shortener, generation: int) -> None:
+        """Keep how a kind of call is computed without its mask, as `keep_straight` does."""
+        self._keep(self.shorteners, key, shortener, generation)
 
     def quarantine(self, kernel: str, reason: str) -> bool:
         """Use ``kernel`` no more in this process; tell whether that is news."""
@@ -114,6 +121,7 @@ class Session:
         self.choices.clear()
         self.removals.clear()
         self.straight.clear()
+        self.shorteners.clear()
 
 
 current = Session()

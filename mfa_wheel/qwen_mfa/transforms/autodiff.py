@@ -60,11 +60,18 @@ def differentiable(call: Call, compute: Callable[[Call], mx.array]) -> mx.array:
         q, k, v = arrays[:3]
         return replace(call, q=q, k=k, v=v, mask=mask, sinks=sinks)
 
-    def original(*arrays: mx.array) -> mx.array:
-        return mlx.run(with_arrays(arrays))
+    function = with_derivatives(
+        lambda *arrays: compute(with_arrays(arrays)), lambda *arrays: mlx.run(with_arrays(arrays))
+    )
+    stream = working_stream()
+    with exits.inside(), mx.stream(stream) if stream else nullcontext():
+        return function(*call.arrays())
 
-    def forward(*arrays: mx.array) -> mx.array:
-        return compute(with_arrays(arrays))
+
+def with_derivatives(
+    forward: Callable[..., mx.array], original: Callable[..., mx.array]
+) -> Callable[..., mx.array]:
+    """Return a function that computes by ``forward`` and has the derivatives of ``original``."""
 
     def vjp(primals: Sequence[mx.array], cotangent: mx.array, _out: mx.array) -> list[mx.array]:
         _, grads = mx.vjp(lambda *xs: [original(*xs)], list(primals), [cotangent])
@@ -80,6 +87,4 @@ def differentiable(call: Call, compute: Callable[[Call], mx.array]) -> mx.array:
     function = mx.custom_function(forward)
     function.vjp(vjp)
     function.jvp(jvp)
-    stream = working_stream()
-    with exits.inside(), mx.stream(stream) if stream else nullcontext():
-        return cast("mx.array", function(*call.arrays()))
+    return cast("Callable[..., mx.array]", function)

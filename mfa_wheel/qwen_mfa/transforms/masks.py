@@ -58,6 +58,14 @@ class Looks:
         self._new = 0
         return True
 
+    def knows(self, mask: mx.array) -> bool:
+        """Whether ``mask`` came before, so that it may be read; nothing changes if it did not."""
+        seen = self._seen.get(id(mask))
+        if seen is None or seen.mask() is not mask:
+            return False
+        self._new = 0
+        return True
+
     def may_look(self, mask: mx.array) -> bool:
         """Whether to read ``mask``, although that may wait."""
         with self._lock:

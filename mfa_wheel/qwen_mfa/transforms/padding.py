@@ -20,18 +20,21 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 
-from qwen_mfa import settings
+from qwen_mfa import exits, settings
+from qwen_mfa.kernels import mlx
 from qwen_mfa.native.buffers import working_stream
+from qwen_mfa.transforms.autodiff import with_derivatives
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from qwen_mfa.kernels.base import Call
     from qwen_mfa.problem import Problem
+    from qwen_mfa.tally import Tally
     from qwen_mfa.transforms.masks import Looks
 
 # Below these, masks stay and nothing is measured: shortening (0.1 ms, and a copy of K and V when
@@ -148,9 +151,8 @@ def visible_parts(
     encoding = _ENCODINGS.get(mask.dtype)
     if encoding is None or are_kept() or not (looks is None or looks.may_look(mask)):
         return None
-    try:
-        data = bytes(memoryview(cast("Any", mask)))
-    except (RuntimeError, ValueError):  # traced by mx.compile or mx.vmap, or of another thread
+    data = _contents(mask)
+    if data is None:
         return None
     parts = _parse(data, encoding, problem.seq_kv)
     if parts is None and looks is not None:
@@ -166,6 +168,62 @@ def attend(parts: tuple[Part, ...], call: Call, attention: Callable[[Call], mx.a
     with mx.stream(stream) if stream else nullcontext():
         results = [attention(_shortened(call, part)) for part in parts]
         return results[0] if len(results) == 1 else mx.concatenate(results, axis=0)
+
+
+class Shortener:
+    """Computes calls of one kind without their mask, once all about them is decided.
+
+    That is: the mask hides these keys, leaving them out wins, and MLX computes what is left. The
+    mask is read at every call still; what is spared is asking everything else again, 0.1 ms on the
+    host of a GPU.
+    """
+
+    def __init__(
+        self, call: Call, part: Part, looks: Looks | None, counted: tuple[Tally, ...]
+    ) -> None:
+        """Compute calls like ``call``.
+
+        Args:
+            call: Evaluated, without sinks; v is as k.
+            part: The keys that all its rows see.
+            looks: As in `visible_parts`.
+            counted: What counts such calls.
+
+        """
+        self._scale, self._looks, self._counted = call.scale, looks, counted
+        scale = call.scale  # the functions must not hold the call, and so its arrays
+        self._hides = _contents(call.mask)
+
+        def without(q: mx.array, k: mx.array, v: mx.array, *_: mx.array) -> mx.array:
+            return mlx.attention(q, _visible(k, part), _visible(v, part), scale=scale)
+
+        def masked(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
+            return mlx.attention(q, k, v, scale=scale, mask=mask)
+
+        # An additive mask may be a variable itself: its gradient needs the masked computation.
+        is_bool = call.problem.mask == "bool"
+        self._attend = without if is_bool else with_derivatives(without, masked)
+
+    def attend(
+        self, q: mx.array, k: mx.array, v: mx.array, mask: Any, scale: object
+    ) -> mx.array | None:
+        """Compute the call, or return ``None`` if it is not one of these after all."""
+        if scale != self._scale or v.shape != k.shape or v.dtype != k.dtype or are_kept():
+            return None
+        if not (self._looks is None or self._looks.knows(mask)) or _contents(mask) != self._hides:
+            return None
+        for tally in self._counted:
+            tally.add()
+        with exits.inside():
+            return self._attend(q, k, v, mask)
+
+
+def _contents(mask: Any) -> bytes | None:
+    """Return the bytes of ``mask``; ``None`` while MLX traces it, and of another thread's."""
+    try:
+        return bytes(memoryview(mask))
+    except (RuntimeError, ValueError):
+        return None
 
 
 def _is_candidate(problem: Problem) -> bool:
