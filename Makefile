@@ -117,7 +117,7 @@ pytest: install mflux
 	$(SAY) "Python tests, against the installed wheel"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
 
-test-gpu: install ## Run the tests of the package on MLX's default device, a GPU
+test-gpu: install mflux ## Run the tests of the package on MLX's default device, a GPU
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --gpu -n $(PYTEST_WORKERS) tests/qwen_mfa
 
 coverage: install mflux ## Run the Python tests and report what they reach (build/coverage/html)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 CPU_DEVICE = ROOT / "tests" / "standins" / "cpu_device"
 CPU = mx.Device(mx.DeviceType.cpu)
+# MLX's own, also while a test has put the stand-in of a GPU in their place.
+default_device, set_default_device = mx.default_device, mx.set_default_device
 
 
 class SaysAtOnce:
@@ -93,14 +95,14 @@ def on_its_device(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """Let a test that is marked ``cpu`` compute there, with all that it starts."""
-    before = mx.default_device()
+    before = default_device()
     if before.type == mx.DeviceType.cpu or not request.node.get_closest_marker("cpu"):
         yield
         return
     monkeypatch.setenv("PYTHONPATH", _with_cpu_device())
-    mx.set_default_device(CPU)
+    set_default_device(CPU)
     yield
-    mx.set_default_device(before)
+    set_default_device(before)
 
 
 @pytest.fixture(autouse=True)

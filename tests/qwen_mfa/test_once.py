@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FORKING = """
-import os, threading
+import os, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12's, about forks beside threads
 from qwen_mfa.selection import override, session
 making, made = threading.Event(), threading.Event()
 def slow(backend):

@@ -10,13 +10,24 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent / "mflux"
-FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
+ON_GPU = "test_on_gpu.py"
+FILES = sorted({path.name for path in FOLDER.glob("test_*.py")} - {ON_GPU})
 TIMEOUT = 1800  # for a busy machine; half a minute each on a quiet one
 
 
 @pytest.mark.parametrize("version", ["newest", "oldest"])
 @pytest.mark.parametrize("file", FILES)
 def test_with_real_mflux(root: Path, file: str, version: str) -> None:
+    run(root, version, file)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("version", ["newest", "oldest"])
+def test_with_real_mflux_on_a_gpu(root: Path, version: str) -> None:
+    run(root, version, ON_GPU, "--gpu")
+
+
+def run(root: Path, version: str, file: str, *more: str) -> None:
     environment = root / ".venv-mflux"
     python = environment / "bin" / "python"
     assert python.exists(), "run `make mflux` first: it makes .venv-mflux"
@@ -24,7 +35,7 @@ def test_with_real_mflux(root: Path, file: str, version: str) -> None:
     env["HF_HUB_OFFLINE"] = "1"  # nothing may download weights
     if version == "oldest":
         env["PYTHONPATH"] = str(environment / "oldest")
-    options = ["-q", "-p", "no:cacheprovider", "-rA"]
+    options = ["-q", "-p", "no:cacheprovider", "-rA", *more]
     done = subprocess.run(
         [python, "-m", "pytest", *options, FOLDER / file],
         cwd=root,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -16,6 +17,11 @@ from qwen_mfa.integrations import mflux
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("mflux") is not None, reason="mflux is installed in this environment"
+)
 
 
 def test_enable() -> None:

@@ -369,7 +369,7 @@ def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(step, "WIDTH", 256)
     monkeypatch.setattr(step, "HEADS", 2)
-    argv = ["bench", "step", "4,5", "--blocks", "2", "--no-memory"]
+    argv = ["bench", "step", "4,5", "--blocks", "2", "--no-memory", "--modules", "own"]
     assert cli.main([*argv, "--dtype", "float32", "--rounds", "2"]) == 0
     text = capsys.readouterr().out
     assert "2 of Qwen-Image's 60 blocks" in text

@@ -178,7 +178,8 @@ def test_capsules_of_both_kinds_are_read() -> None:
     """The real capsule that MLX makes here is read right, and is not taken for Metal."""
     array = mx.arange(24, dtype=mx.float32).reshape(2, 3, 4)[:, 1:, ::2]
     mx.eval(array)
-    tensor = dlpack._tensor(array.__dlpack__())
+    capsule = array.__dlpack__()  # what it holds is gone with it
+    tensor = dlpack._tensor(capsule)
     assert (tensor.device_type, tensor.ndim, tensor.code, tensor.bits) == (1, 3, 2, 32)
     assert [tensor.shape[i] for i in range(3)] == [2, 2, 2]
     assert [tensor.strides[i] for i in range(3)] == [12, 4, 2]
@@ -195,7 +196,8 @@ def test_versioned_capsules_are_read() -> None:
     import numpy as np
 
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    tensor = dlpack._tensor(array.__dlpack__(max_version=(1, 0)))
+    capsule = array.__dlpack__(max_version=(1, 0))
+    tensor = dlpack._tensor(capsule)
     assert (tensor.device_type, tensor.ndim) == (1, 2)
     assert [tensor.shape[i] for i in range(2)] == [2, 3]
     values = ctypes.cast(tensor.data + tensor.byte_offset, ctypes.POINTER(ctypes.c_float))
