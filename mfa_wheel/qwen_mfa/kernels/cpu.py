@@ -49,6 +49,12 @@ def refuses(problem: Problem) -> str | None:
     return None
 
 
+def instructions(dtype: str) -> str:
+    """Return the instruction set by which this process computes ``dtype``."""
+    facts = library.load().facts
+    return facts.get("bf16" if dtype == "bfloat16" else "isa", "")
+
+
 def run(call: Call) -> mx.array:
     """Compute on the CPU and return a fresh array ``[B, Hq, Sq, Dv]`` of the problem's dtype."""
     problem = call.problem

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from qwen_mfa import forks
+from qwen_mfa.kernels import cpu
 from qwen_mfa.selection import decisions
 from qwen_mfa.selection.decisions import MAX_ATTEMPTS
 from qwen_mfa.tuning import measure, removal
@@ -65,7 +66,8 @@ def recorded(kernel: Kernel, problem: Problem) -> Finding | None:
     if not result.ok:
         reason = f"not validated: {result.reason}"
         return Finding(kernel=kernel, reason=reason, validation=result)
-    samples = decisions.opened().samples(kernel.name, class_of(problem)[0], _device())
+    place = _place(kernel, problem)
+    samples = decisions.opened().samples(kernel.name, class_of(problem)[0], place)
     return None if samples is None else _judged(kernel, result, samples)
 
 
@@ -74,7 +76,7 @@ def validated(kernel: Kernel, problem: Problem) -> ValidationResult | None:
     kept = decisions.opened()
     if kept.standing(kernel.name) is False:
         return ValidationResult(ok=False, reason=kept.death(kernel.name), died=True)
-    return kept.validation(kernel.name, variant_of(problem), _device())
+    return kept.validation(kernel.name, variant_of(problem), _place(kernel, problem))
 
 
 def validate(kernel: Kernel, problem: Problem) -> ValidationResult:
@@ -120,7 +122,7 @@ def investigate(kernel: Kernel, problem: Problem) -> Finding:
                 reason = f"not validated: {result.reason}"
                 return Finding(kernel=kernel, reason=reason, validation=result)
             samples = measure.measure(kernel, (ends[0], ends[1]))
-            kept.keep_samples(kernel.name, key, _device(), samples)
+            kept.keep_samples(kernel.name, key, _place(kernel, problem), samples)
             kept.keep_attempts(kernel.name, key, 0)
         for sample in samples:
             logger.info("kernel %s: %s", kernel.name, sample)
@@ -132,7 +134,8 @@ def removal_recorded(
 ) -> list[Sample] | None:
     """Return what was measured of leaving padded keys out; ``None`` where nothing was."""
     key = removal.class_key(problem, pattern)
-    return decisions.opened().samples(_removal_name(without, masked), key, _device())
+    name = _removal_name(without, masked)
+    return decisions.opened().samples(name, key, _place(without, problem))
 
 
 def investigate_removal(
@@ -151,7 +154,7 @@ def investigate_removal(
         if samples is None and mine:
             samples = removal.measure_removal(problem, pattern, without=without, masked=masked)
             name, key = _removal_name(without, masked), removal.class_key(problem, pattern)
-            kept.keep_samples(name, key, _device(), samples)
+            kept.keep_samples(name, key, _place(without, problem), samples)
             for sample in samples:
                 logger.info("padding, %s: %s", name, sample)
         return samples
@@ -162,10 +165,10 @@ def _removal_name(without: Kernel, masked: Kernel) -> str:
 
 
 def _validate(kernel: Kernel, problem: Problem, *, careful: bool = False) -> ValidationResult:
-    kept, variant, device = decisions.opened(), variant_of(problem), _device()
+    kept, variant, place = decisions.opened(), variant_of(problem), _place(kernel, problem)
     first = kernel.needs_child_validation and kept.standing(kernel.name) is None
     if first or (careful and kernel.needs_child_validation):
-        result = validate_in_child(kernel.name, variant, device)
+        result = validate_in_child(kernel.name, variant, _device())
         if result.died:
             kept.keep_standing(kernel.name, result.reason)
         elif result.lasting:
@@ -173,7 +176,7 @@ def _validate(kernel: Kernel, problem: Problem, *, careful: bool = False) -> Val
     else:
         result = validate_here(kernel, variant)
     if result.lasting and not result.died:
-        kept.keep_validation(kernel.name, variant, device, result)
+        kept.keep_validation(kernel.name, variant, place, result)
     outcome = "validated" if result.ok else f"not used: {result.reason}"
     logger.info("kernel %s for %s: %s", kernel.name, variant.key, outcome)
     return result
@@ -191,6 +194,11 @@ def _judged(kernel: Kernel, result: ValidationResult, samples: list[Sample]) -> 
         samples=tuple(samples),
         gain=worst.gain if wins else 0.0,
     )
+
+
+def _place(kernel: Kernel, problem: Problem) -> str:
+    """Return where ``kernel`` computes, as records tell it apart: the device, the instructions."""
+    return f"{_device()} {cpu.instructions(problem.dtype)}" if kernel is cpu else _device()
 
 
 def _device() -> str:

@@ -18,7 +18,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from qwen_mfa import forks
+from qwen_mfa import forks, settings
+from qwen_mfa.kernels import cpu
 from qwen_mfa.validation.validate import ValidationResult
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def validate_in_child(kernel_name: str, variant: Variant, device: str) -> Valida
     seconds = limit(kernel_name)
     logger.info("validating kernel %s in a child process, which has %g s", kernel_name, seconds)
     try:
-        ended = _ended(kernel_name, json.dumps(asdict(variant)), device, seconds)
+        ended = _ended(kernel_name, variant, device, seconds)
     except OSError as error:
         result = _failed(f"the child process for its validation could not be started ({error})")
         result = replace(result, outside=True)
@@ -73,8 +74,10 @@ def validate_in_child(kernel_name: str, variant: Variant, device: str) -> Valida
     return replace(result, seconds=time.perf_counter() - start)
 
 
-def _ended(kernel_name: str, variant: str, device: str, seconds: float) -> _Ended:
+def _ended(kernel_name: str, variant: Variant, device: str, seconds: float) -> _Ended:
     """Run the child to its end, or to ours."""
+    # Each process measures which instructions it takes: those of this one are validated.
+    isa = {settings.ISA: cpu.instructions(variant.dtype)} if kernel_name == cpu.name else {}
     command = [sys.executable or "python3", "-c", _CODE, json.dumps(sys.path)]
     # The answer has a pipe of its own: libraries print to standard output, and not always lines.
     # The other pipe never carries anything: that it ends tells the child of our end.
@@ -85,7 +88,8 @@ def _ended(kernel_name: str, variant: str, device: str, seconds: float) -> _Ende
         )
         guard = [str(answer_end), str(life_end), str(os.getpid()), str(seconds + GRACE)]
         child = subprocess.Popen(
-            [*command, *guard, kernel_name, variant, device],
+            [*command, *guard, kernel_name, json.dumps(asdict(variant)), device],
+            env={**os.environ, **isa},  # noqa: TID251 - handed on
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

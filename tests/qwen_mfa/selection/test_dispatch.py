@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -19,6 +20,7 @@ import qwen_mfa
 from qwen_mfa import telemetry
 from qwen_mfa.errors import BackendError
 from qwen_mfa.kernels import cpu, mlx
+from qwen_mfa.native import library
 from qwen_mfa.problem import Problem
 from qwen_mfa.selection import candidates, choose, decisions, environment, override, session
 from qwen_mfa.tuning import measure
@@ -192,9 +194,27 @@ def test_records_of_another_environment_are_not_used(
 def test_the_fingerprint_has_what_decisions_depend_on() -> None:
     found = environment.environment()
     assert len(found["library"]["sha256"]) == 64
-    assert {"isa", "threads"} <= set(found["library"])
+    assert {"features", "threads"} <= set(found["library"])
     assert {"qwen-mfa", "library", "system", "processor", "cpus", "mlx"} <= set(found)
     assert any("mlx-" in x for x in found["mlx"])
+
+
+def test_what_each_process_measures_makes_no_other_environment(
+    measured: list[tuple[str, Problem]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sets of instructions may be about as fast: each has records, and none is looked for."""
+    of_dtype = {dtype: replace(problem(100), dtype=dtype) for dtype in ("float32", "bfloat16")}
+    seen = []
+    for fastest in ("one", "another", "one", "another"):
+        monkeypatch.setitem(library.load().facts, "bf16", fastest)
+        session.start()
+        before = len(measured)
+        for each in of_dtype.values():
+            assert choose.choose(each).kernel is cpu
+        names = [name for name, _ in measured[before:]]
+        seen.append((decisions.opened().store.path, names.count(cpu.name)))
+    assert len({path for path, _ in seen}) == 1
+    assert [count for _, count in seen] == [2, 1, 0, 0]
 
 
 def test_the_thread_count_makes_another_environment(cold: Path) -> None:
