@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import qwen_mfa
@@ -66,8 +66,12 @@ powers = st.floats(min_value=-40, max_value=60).map(lambda x: 2.0**x)
 
 @settings(max_examples=600, deadline=None)
 @given(q=powers, k=powers, v=powers, scale=powers, seed=st.integers(0, 3))
+@example(q=2.0124443055853525, k=1.0, v=1.0, scale=2.0**3.25, seed=0)
 def test_any_magnitude(q: float, k: float, v: float, scale: float, seed: int) -> None:
-    """Either MLX's result to the last bit, or one at least as near to float64."""
+    """Either MLX's result to the last bit, or one as near to float64 as float16's scores allow.
+
+    bfloat16's are eight times as far off, but for one input or another their errors cancel.
+    """
     call = scaled(draw(problem(), seed=seed).call, q, k, v, scale)
     out = mlx_fp16.run(call)
     if not mlx_fp16.fits(call, 32):
@@ -75,7 +79,11 @@ def test_any_magnitude(q: float, k: float, v: float, scale: float, seed: int) ->
         return
     assert np.isfinite(np.array(out.astype(mx.float32))).all()
     ours, theirs, rounding = errors(call)
-    assert ours <= max(theirs, 2 * rounding)
+    q64, k64, v64 = (np.array(x.astype(mx.float32), np.float64) for x in (call.q, call.k, call.v))
+    scores = np.abs(q64 @ k64.swapaxes(2, 3) * call.scale).max()
+    # A weight is off by a score's absolute error, relatively, and so is the sum that it is held to.
+    lost = 2 * float(scores) * mlx_fp16.roundoff * float(np.abs(v64).max())
+    assert ours <= max(theirs, 2 * rounding, lost)
 
 
 def test_a_scale_beyond_float16() -> None:
