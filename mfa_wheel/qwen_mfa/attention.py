@@ -16,7 +16,7 @@ from qwen_mfa.native import buffers
 from qwen_mfa.problem import describe
 from qwen_mfa.selection import choose, override, removal, session
 from qwen_mfa.transforms import padding
-from qwen_mfa.transforms.autodiff import differentiable, evaluate
+from qwen_mfa.transforms.autodiff import Repeater, differentiable, evaluate
 
 if TYPE_CHECKING:
     from qwen_mfa.selection.override import Policy
@@ -106,11 +106,14 @@ def scaled_dot_product_attention(
         return mlx.attention(
             q, k, v, scale=scale, mask=mask, sinks=sinks, force_fused=force_fused, stream=stream
         )
-    shortener = known.shorteners.get(key)
-    if shortener is not None and not (force_fused or telemetry.recorder.subscribers):
-        shortened = shortener.attend(q, k, v, mask, scale)
-        if shortened is not None:
-            return shortened
+    if not (force_fused or telemetry.recorder.subscribers):
+        found = None
+        if (repeater := known.repeaters.get(key)) is not None:
+            found = repeater.attend(q, k, v, scale)
+        elif (shortener := known.shorteners.get(key)) is not None:
+            found = shortener.attend(q, k, v, mask, scale)
+        if found is not None:
+            return found
     if force_fused or not isinstance(scale, (int, float)) or describe(q, k, v, mask, sinks) is None:
         return _judged_by_mlx(q, k, v, scale, mask, sinks, force_fused, stream)
     call = Call(q=q, k=k, v=v, scale=scale, mask=mask, sinks=sinks, stream=stream)
@@ -169,7 +172,24 @@ def _dispatch(call: Call, wanted: Policy, key: object = None, *, stays: bool = F
         return _by_mlx(call, "the caller's stream is of another device than MLX's default")
     if not inputs.are_evaluated():
         return _by_mlx(call, "inside mx.compile or mx.vmap, or a lazy foreign input")
-    return differentiable(call, partial(_run, choice))
+    out = differentiable(call, partial(_run, choice))
+    if key is not None and choice.final and (repeater := _repeater(call, choice)) is not None:
+        known.keep_repeater(key, repeater, generation)
+    return out
+
+
+def _repeater(call: Call, choice: choose.Choice) -> Repeater | None:
+    """Return what computes calls like ``call`` from now on; it was computed once."""
+    make = getattr(choice.kernel, "repeated", None)
+    arrays = (call.q, call.k, call.v)
+    unusual = (
+        *(call.sinks is not None, call.stream is not None, isinstance(call.mask, mx.array)),
+        *(len({x.dtype for x in arrays}) > 1, call.v.shape != call.k.shape),
+    )
+    repeated = None if make is None or any(unusual) else make(call)
+    if repeated is None:
+        return None
+    return Repeater(call, repeated, telemetry.recorder.tally(choice.kernel.name, choice.reason))
 
 
 def _goes_straight(call: Call, *, stays: bool) -> bool:

@@ -55,6 +55,13 @@ class Call:
         return [self.q, self.k, self.v, *present]
 
 
+class Repeated(Protocol):
+    """A kernel for calls that differ in what q, k and v hold alone; some have one."""
+
+    def run(self, *arrays: mx.array) -> mx.array | None:
+        """Compute from evaluated q, k and v; ``None`` where the general way has to see to it."""
+
+
 class Kernel(Protocol):
     """A way to compute attention.
 

@@ -100,7 +100,11 @@ def fresh(
 
     """
     guards = _guards.get()
-    if guards is None and like is not None and _can_begin_as_copy(shape, dtype, like, interleaved):
+    if (
+        guards is None
+        and like is not None
+        and can_begin_as_copy(shape, dtype, like, interleaved=interleaved)
+    ):
         return mx.from_dlpack(like.array, copy=True)
     stream = working_stream()
     empty = mx.empty if guards is None else guards.empty
@@ -114,9 +118,10 @@ def fresh(
     return out
 
 
-def _can_begin_as_copy(
-    shape: tuple[int, int, int, int], dtype: mx.Dtype, like: Borrowed, interleaved: bool
+def can_begin_as_copy(
+    shape: tuple[int, ...], dtype: mx.Dtype, like: Borrowed, *, interleaved: bool
 ) -> bool:
+    """Whether `fresh` makes such an array as a copy of ``like``."""
     array = like.array
     if array.shape != shape or array.dtype != dtype or array.nbytes > _COPY_BYTES:
         return False

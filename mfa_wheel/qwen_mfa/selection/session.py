@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qwen_mfa.selection.override import Policy
     from qwen_mfa.selection.removal import Removal
     from qwen_mfa.tally import Tally
+    from qwen_mfa.transforms.autodiff import Repeater
     from qwen_mfa.transforms.padding import Shortener
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ class Session:
         removals: The same of masks, by problem and pattern.
         straight: Kinds of calls that go straight to MLX, and what counts them; `keep_straight`.
         shorteners: Kinds of calls whose masks hide the same keys each time; `keep_shortener`.
+        repeaters: Kinds of calls that one kernel computes each time; `keep_repeater`.
         looks: At masks, where looking may wait.
         quarantined: Kernels that failed in this process, with what happened.
 
@@ -47,6 +49,7 @@ class Session:
         self.looks = Looks()
         self.straight: dict[object, Tally] = {}
         self.shorteners: dict[object, Shortener] = {}
+        self.repeaters: dict[object, Repeater] = {}
         self.quarantined: dict[str, str] = {}
         self._lock = forks.lock()
 
@@ -82,6 +85,10 @@ class Session:
     def keep_shortener(self, key: object, shortener: Shortener, generation: int) -> None:
         """Keep how a kind of call is computed without its mask, as `keep_straight` does."""
         self._keep(self.shorteners, key, shortener, generation)
+
+    def keep_repeater(self, key: object, repeater: Repeater, generation: int) -> None:
+        """Keep how a kind of call is computed by a kernel, as `keep_straight` does."""
+        self._keep(self.repeaters, key, repeater, generation)
 
     def quarantine(self, kernel: str, reason: str) -> bool:
         """Use ``kernel`` no more in this process; tell whether that is news."""
@@ -122,6 +129,7 @@ class Session:
         self.removals.clear()
         self.straight.clear()
         self.shorteners.clear()
+        self.repeaters.clear()
 
 
 current = Session()
