@@ -1,9 +1,11 @@
 """The portable engine beside PyTorch's CPU attention, interleaved in one process.
 
     python benchmarks/engine/compare_pytorch.py LIBRARY [--clock cpu] [--rounds N] [--spread F]
-        [--only S,S,…]
+        [--only S,S,…] [--package]
 
-LIBRARY is a built libMFAFFI. Each round runs both on the same tensors; the speed-up is the median
+LIBRARY is a built libMFAFFI. With ``--package``, ours is `qwen_mfa.scaled_dot_product_attention`
+instead, as programs call it, of MLX arrays with the same contents, with the portable engine forced;
+its results are evaluated. Each round runs both on the same tensors; the speed-up is the median
 of per-round ratios. With ``--clock cpu`` both use one thread and the thread's own CPU time, which
 other load on the machine disturbs least. ``--spread F`` multiplies queries by F, so that
 scores lie F times as far apart: most weights are then next to 0. Errors are the largest against
@@ -17,7 +19,7 @@ import argparse
 import ctypes
 import statistics
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention as torch_attention
@@ -94,9 +96,50 @@ class Engine:
 
         return call
 
+    def result(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Return attention of these tensors."""
+        out = torch.empty_like(q)
+        self.attention(q, k, v, out)()
+        return out
+
+
+class Package:
+    """The package as programs call it."""
+
+    def __init__(self) -> None:
+        # Not needed, and perhaps not there, where the library itself is compared.
+        import mlx.core as mx  # noqa: PLC0415
+
+        import qwen_mfa  # noqa: PLC0415
+
+        self.mx, self.function = mx, qwen_mfa.scaled_dot_product_attention
+        self.forced = qwen_mfa.use("cpu")
+        self.forced.__enter__()  # to the end
+
+    def attention(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: torch.Tensor | None = None
+    ) -> Callable[[], Any]:
+        """Return the call that computes attention of the tensors' contents, as an MLX array."""
+        mx, function, scale = self.mx, self.function, q.shape[-1] ** -0.5
+        dtype = getattr(mx, str(q.dtype).removeprefix("torch."))
+        arrays = [mx.array(x.float().numpy()).astype(dtype) for x in (q, k, v)]
+        mx.eval(arrays)
+
+        def call() -> Any:
+            found = function(*arrays, scale=scale)
+            mx.eval(found)
+            return found
+
+        return call
+
+    def result(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Return attention of these tensors."""
+        found = self.attention(q, k, v)().astype(self.mx.float32)
+        return torch.tensor(memoryview(found).tolist()).to(q.dtype)
+
 
 def compare(
-    engine: Engine,
+    engine: Engine | Package,
     clock: Callable[[], float],
     shape: tuple[int, int, int, int],
     dtype: torch.dtype,
@@ -141,7 +184,7 @@ def compare(
 
 
 def largest_errors(
-    engine: Engine, shape: tuple[int, int, int, int], dtype: torch.dtype, spread: float
+    engine: Engine | Package, shape: tuple[int, int, int, int], dtype: torch.dtype, spread: float
 ) -> tuple[float, float]:
     """Return ours and PyTorch's largest error against float64, as means over `SEEDS`."""
     _, queries, keys, dim = shape
@@ -153,11 +196,8 @@ def largest_errors(
             for length, factor in ((queries, spread), (keys, 1), (keys, 1))
         )
         exact = torch_attention(q.double(), k.double(), v.double())
-        out = torch.empty_like(q)
-        engine.attention(q, k, v, out)()
-        found.append(
-            [(x.double() - exact).abs().max().item() for x in (out, torch_attention(q, k, v))]
-        )
+        both = engine.result(q, k, v), torch_attention(q, k, v)
+        found.append([(x.double() - exact).abs().max().item() for x in both])
     ours, theirs = (statistics.mean(column) for column in zip(*found, strict=True))
     return ours, theirs
 
@@ -165,17 +205,20 @@ def largest_errors(
 def main() -> None:
     """Compare on Qwen-Image's shapes, small ones, and decoding."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("library")
+    parser.add_argument("library", nargs="?")
+    parser.add_argument("--package", action="store_true")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--spread", type=float, default=1.0)
     parser.add_argument("--only", default="", metavar="S,S,…")
     options = parser.parse_args()
+    if options.package == (options.library is not None):
+        parser.error("say either a library or --package")
     one = options.clock == "cpu"
     clock = time.thread_time if one else time.perf_counter
     if one:
         torch.set_num_threads(1)
-    engine = Engine(options.library, 1 if one else 0)
+    engine = Package() if options.package else Engine(options.library, 1 if one else 0)
     large = 4 if one else 24
     for length in map(int, filter(None, options.only.split(","))):
         shape = (large, length, length, 128)
