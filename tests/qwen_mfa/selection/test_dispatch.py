@@ -413,7 +413,8 @@ def test_many_processes_start_cold(cold: Path) -> None:
 
 
 SLOW_TUNING = """
-import time
+import signal, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
 from qwen_mfa.tuning import measure as tuning
 def measure(*args, **kwargs):
     print("measuring", flush=True)
