@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qwen_mfa.selection.override import Policy
 
 _CPU = mx.DeviceType.cpu
+_TOO_LARGE = 1 << 1023  # for a float, or nearly so
 
 
 def scaled_dot_product_attention(
@@ -81,7 +82,7 @@ def scaled_dot_product_attention(
     key: object
     try:
         what: object = mask
-        if mask is not None and not isinstance(mask, str):
+        if isinstance(mask, mx.array):
             stays = known.looks.staying(mask)
             what = (mask.shape, mask.dtype, stays)
         # Of v nothing: what goes straight is MLX's, which is right whatever v is. `_goes_straight`
@@ -106,7 +107,7 @@ def scaled_dot_product_attention(
         return mlx.attention(
             q, k, v, scale=scale, mask=mask, sinks=sinks, force_fused=force_fused, stream=stream
         )
-    if not (force_fused or telemetry.recorder.subscribers):
+    if not (force_fused or telemetry.recorder.subscribers) and _is_usual(q, k, v, scale):
         found = None
         if (repeater := known.repeaters.get(key)) is not None:
             found = repeater.attend(q, k, v, scale)
@@ -114,10 +115,27 @@ def scaled_dot_product_attention(
             found = shortener.attend(q, k, v, mask, scale)
         if found is not None:
             return found
-    if force_fused or not isinstance(scale, (int, float)) or describe(q, k, v, mask, sinks) is None:
+    if force_fused or not _is_number(scale) or describe(q, k, v, mask, sinks) is None:
         return _judged_by_mlx(q, k, v, scale, mask, sinks, force_fused, stream)
     call = Call(q=q, k=k, v=v, scale=scale, mask=mask, sinks=sinks, stream=stream)
     return _attend(call, wanted, key, stays=stays)
+
+
+def _is_usual(q: object, k: object, v: object, scale: object) -> bool:
+    """Whether nothing is amiss with what a key does not tell: the types, and all of v."""
+    return (
+        isinstance(scale, (int, float))
+        and isinstance(q, mx.array)
+        and isinstance(k, mx.array)
+        and isinstance(v, mx.array)
+        and v.shape == k.shape
+        and v.dtype == k.dtype
+    )
+
+
+def _is_number(scale: object) -> bool:
+    """Whether kernels can be given it. MLX converts other types, and raises on too large an int."""
+    return isinstance(scale, float) or (isinstance(scale, int) and abs(scale) < _TOO_LARGE)
 
 
 def _judged_by_mlx(

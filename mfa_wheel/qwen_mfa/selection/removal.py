@@ -140,7 +140,11 @@ def shortener(
         return None
     counted = (tally(None, reason), tally(mlx.name, choice.reason))
     looks = session.current.looks if looking_may_wait() else None
-    return padding.Shortener(call, parts[0], looks, counted)
+    hides = padding.contents(call.mask)
+    # Since the parts were read, a subscriber or another thread may have written to the mask.
+    if hides is None or padding.parts_in(hides, call) != parts:
+        return None
+    return padding.Shortener(call, parts[0], hides, looks, counted)
 
 
 def _decide(

@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import mlx.core as mx
 
@@ -148,17 +148,23 @@ def visible_parts(
     problem, mask = call.problem, call.mask
     if not isinstance(mask, mx.array) or not may_apply(problem, min_flops=min_flops):
         return None
-    encoding = _ENCODINGS.get(mask.dtype)
-    if encoding is None or are_kept() or not (looks is None or looks.may_look(mask)):
+    if mask.dtype not in _ENCODINGS or are_kept() or not (looks is None or looks.may_look(mask)):
         return None
-    data = _contents(mask)
+    data = contents(mask)
     if data is None:
         return None
-    parts = _parse(data, encoding, problem.seq_kv)
+    parts = parts_in(data, call)
     if parts is None and looks is not None:
         looks.stays(mask)
+    return parts
+
+
+def parts_in(data: bytes, call: Call) -> tuple[Part, ...] | None:
+    """Return which keys each row of the batch sees when the mask of ``call`` holds ``data``."""
+    encoding = _ENCODINGS.get(cast("mx.array", call.mask).dtype)
+    parts = None if encoding is None else _parse(data, encoding, call.problem.seq_kv)
     if parts is not None and len(parts) == 1:
-        return (replace(parts[0], rows=(0, problem.batch)),)
+        return (replace(parts[0], rows=(0, call.problem.batch)),)
     return parts
 
 
@@ -179,20 +185,21 @@ class Shortener:
     """
 
     def __init__(
-        self, call: Call, part: Part, looks: Looks | None, counted: tuple[Tally, ...]
+        self, call: Call, part: Part, hides: bytes, looks: Looks | None, counted: tuple[Tally, ...]
     ) -> None:
         """Compute calls like ``call``.
 
         Args:
             call: Evaluated, without sinks; v is as k.
             part: The keys that all its rows see.
+            hides: What such masks hold, from which ``part`` was read.
             looks: As in `visible_parts`.
             counted: What counts such calls.
 
         """
         self._scale, self._looks, self._counted = call.scale, looks, counted
+        self._hides = hides
         scale = call.scale  # the functions must not hold the call, and so its arrays
-        self._hides = _contents(call.mask)
 
         def without(q: mx.array, k: mx.array, v: mx.array, *_: mx.array) -> mx.array:
             return mlx.attention(q, _visible(k, part), _visible(v, part), scale=scale)
@@ -205,12 +212,12 @@ class Shortener:
         self._attend = without if is_bool else with_derivatives(without, masked)
 
     def attend(
-        self, q: mx.array, k: mx.array, v: mx.array, mask: Any, scale: object
+        self, q: mx.array, k: mx.array, v: mx.array, mask: Any, scale: float
     ) -> mx.array | None:
-        """Compute the call, or return ``None`` if it is not one of these after all."""
-        if scale != self._scale or v.shape != k.shape or v.dtype != k.dtype or are_kept():
+        """Compute the call, v as k, or return ``None`` if it is not one of these after all."""
+        if scale != self._scale or are_kept():
             return None
-        if not (self._looks is None or self._looks.knows(mask)) or _contents(mask) != self._hides:
+        if not (self._looks is None or self._looks.knows(mask)) or contents(mask) != self._hides:
             return None
         for tally in self._counted:
             tally.add()
@@ -218,7 +225,7 @@ class Shortener:
             return self._attend(q, k, v, mask)
 
 
-def _contents(mask: Any) -> bytes | None:
+def contents(mask: Any) -> bytes | None:
     """Return the bytes of ``mask``; ``None`` while MLX traces it, and of another thread's."""
     try:
         return bytes(memoryview(mask))

@@ -6,9 +6,12 @@ import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 import qwen_mfa
@@ -105,6 +108,45 @@ def test_what_is_another_call_after_all() -> None:
     assert mx.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"shape|length|dim"):
         attention(call.q, call.k, call.v[:, :, :-1], scale=SCALE)
+
+
+@pytest.mark.parametrize("scale", [np.float32(1), mx.array(1.0), Fraction(1), Decimal(1)], ids=repr)
+def test_a_scale_of_another_type_is_judged_by_mlx(scale: Any) -> None:
+    call = replace(steady(), scale=1.0)
+    check(call)
+    out = attention(call.q, call.k, call.v, scale=scale)
+    assert mx.array_equal(out, mlx.run(call))
+    assert qwen_mfa.stats().calls == {"cpu": 2, "mlx": 1}
+
+
+class Like:
+    """As an array, where only this is looked at."""
+
+    def __init__(self, array: mx.array) -> None:
+        self.shape, self.dtype = array.shape, array.dtype
+
+
+@pytest.mark.parametrize("amiss", ["complex", "arrays", "nothing", "q", "k", "v"])
+def test_errors_are_those_of_mlx(amiss: str) -> None:
+    call = replace(steady(), scale=1.0)
+    check(call)
+    given: dict[str, Any] = {"q": call.q, "k": call.k, "v": call.v, "scale": 1.0}
+    changed = {
+        "complex": {"scale": 1 + 0j},
+        "arrays": {"scale": mx.ones(2)},
+        "nothing": {"v": None},
+        **{name: {name: Like(given[name])} for name in "qkv"},
+    }
+    given |= changed[amiss]
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        attention(**given)
+
+
+def test_too_large_an_int_is_no_failure_of_the_kernel() -> None:
+    call = steady()
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        attention(call.q, call.k, call.v, scale=10**400)
+    assert not session.current.quarantined
 
 
 def test_what_is_never_prepared() -> None:

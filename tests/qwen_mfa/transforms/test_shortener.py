@@ -86,6 +86,29 @@ def test_a_bias_is_no_padding() -> None:
     assert is_masked(attention(q, k, v, scale=SCALE, mask=mask), q, k, v, mask)
 
 
+def test_what_was_written_to_the_mask_during_the_call(mask: mx.array) -> None:
+    """The keys that the call before saw are not taken for those of what the mask holds since."""
+
+    def write(_: telemetry.Event) -> None:
+        mask[..., 7:30] = True if mask.dtype == mx.bool_ else 0.0
+        mx.eval(mask)
+
+    q, k, v = qkv(1)
+    stop = telemetry.subscribe(write)
+    attention(q, k, v, scale=SCALE, mask=mask)
+    stop()
+    for _ in range(2):
+        assert is_masked(attention(q, k, v, scale=SCALE, mask=mask), q, k, v, mask)
+
+
+@pytest.mark.parametrize("amiss", ["scale", "v"])
+def test_errors_are_those_of_mlx(mask: mx.array, amiss: str) -> None:
+    q, k, v = steady(mask)
+    given: dict[str, Any] = {"scale": SCALE, "v": v, amiss: None if amiss == "v" else mx.ones(2)}
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        attention(q, k, **given, mask=mask)
+
+
 def test_another_scale(mask: mx.array) -> None:
     q, k, v = steady(mask)
     ours = attention(q, k, v, scale=2 * SCALE, mask=mask)
@@ -154,13 +177,13 @@ def test_a_new_mask_is_not_read_where_reading_may_wait(monkeypatch: pytest.Monke
     """Every new one costs a wait for the device: `masks.MAX_NEW` of them, as ever."""
     monkeypatch.setattr(removal, "looking_may_wait", lambda: True)
     read: list[int] = []
-    contents = padding._contents
+    contents = padding.contents
 
     def counted(mask: mx.array) -> bytes | None:
         read.append(1)
         return contents(mask)
 
-    monkeypatch.setattr(padding, "_contents", counted)
+    monkeypatch.setattr(padding, "contents", counted)
     q, k, v = steady(text_padding(7))
     read.clear()
     kept = []
