@@ -7,6 +7,7 @@ would look contiguous otherwise. (Seen with MLX 0.32.4.)
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -186,6 +187,13 @@ def guard_zones() -> Iterator[GuardZones]:
 
 
 _streams = threading.local()  # of forked children
+
+
+def _after_fork() -> None:
+    _streams.__dict__.clear()  # a forked child's stream is as dead in a child of its own
+
+
+os.register_at_fork(after_in_child=_after_fork)  # a hook only: nothing runs until a fork
 
 
 def working_stream() -> mx.Stream | None:
