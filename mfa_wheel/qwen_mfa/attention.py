@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from qwen_mfa import telemetry
+from qwen_mfa.errors import QwenMfaError
 from qwen_mfa.kernels import mlx
 from qwen_mfa.kernels.base import Call
 from qwen_mfa.native import buffers
@@ -204,7 +205,12 @@ def _repeater(call: Call, choice: choose.Choice) -> Repeater | None:
         *(call.sinks is not None, call.stream is not None, isinstance(call.mask, mx.array)),
         *(len({x.dtype for x in arrays}) > 1, call.v.shape != call.k.shape),
     )
-    repeated = None if make is None or any(unusual) else make(call)
+    if make is None or any(unusual):
+        return None
+    try:
+        repeated = make(call)
+    except (QwenMfaError, RuntimeError, ValueError, MemoryError):
+        return None  # the result is there, and no call may fail for what would help the next
     if repeated is None:
         return None
     return Repeater(call, repeated, telemetry.recorder.tally(choice.kernel.name, choice.reason))

@@ -83,7 +83,8 @@ class Repeated:
     def __init__(self, call: Call, args: Any, out: mx.array) -> None:
         """Prepare for calls like ``call``: see `repeated`."""
         self._args = args
-        self._layouts = tuple(_layout(x) for x in (call.q, call.k, call.v, out))
+        self.layouts = [_layout(x) for x in (call.q, call.k, call.v)]
+        self._out_layout = _layout(out)
         dtype, interleaved = out.dtype, is_head_interleaved(call.q)
         if can_begin_as_copy(out.shape, dtype, borrow(call.q), interleaved=interleaved):
             self._fresh: Callable[[mx.array], mx.array] = partial(mx.from_dlpack, copy=True)
@@ -95,10 +96,10 @@ class Repeated:
 
     def run(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array | None:
         """Compute as `run`; ``None`` if the layout is another one, or anything is amiss."""
-        if (_layout(q), _layout(k), _layout(v)) != self._layouts[:3]:
+        if [_layout(x) for x in (q, k, v)] != self.layouts:
             return None
         out: mx.array = self._fresh(q)
-        if _layout(out) != self._layouts[3]:
+        if _layout(out) != self._out_layout:
             return None
         c = ffi()
         args = c.new("mfa_portable_args_t *", self._args[0])
@@ -115,10 +116,13 @@ def repeated(call: Call) -> Repeated | None:
 
     ``None`` where the engine cannot take the arrays as they lie.
     """
+    before = [_layout(x) for x in (call.q, call.k, call.v)]
     args, out, (q, k, v, *_) = _arguments(call)
     if any(x.array is not y for x, y in ((q, call.q), (k, call.k), (v, call.v))):
         return None
-    return Repeated(call, args, out)
+    made = Repeated(call, args, out)
+    # Another thread may have put other contents behind an array meanwhile.
+    return made if made.layouts == before else None
 
 
 def _layout(array: mx.array) -> tuple[int, ...] | None:

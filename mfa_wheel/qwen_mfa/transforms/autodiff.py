@@ -104,10 +104,10 @@ class Repeater:
         if scale != self._scale:
             return None
         try:
-            mx.eval(q, k, v)
             with exits.inside():
+                mx.eval(q, k, v)
                 found = self._function(q, k, v)
-        except (_AnotherCall, ValueError, RuntimeError):
+        except (_AnotherCall, ValueError, RuntimeError, MemoryError):
             return None
         self._tally.add()
         return found

@@ -266,3 +266,30 @@ def test_subscribers_hear_of_each_call() -> None:
     stop()
     assert [event.kernel for event in heard] == ["cpu"]
     assert heard[0].seconds is not None
+
+
+def test_preparing_that_fails_loses_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Call) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cpu, "repeated", fail)
+    q, k, v = drawn()
+    check(Call(q=q, k=k, v=v, scale=SCALE))
+    assert not session.current.repeaters
+
+
+def test_an_array_that_changes_while_it_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = drawn()
+    real = cpu._arguments
+
+    def changing(call: Call) -> Any:
+        found = real(call)
+        if call.q is q:
+            q[:] = LAYOUTS["columns first"](q)
+        return found
+
+    call = Call(q=q, k=k, v=v, scale=SCALE)
+    monkeypatch.setattr(cpu, "_arguments", changing)
+    before = cpu._layout(q)
+    made = cpu.repeated(call)
+    assert made is None or cpu._layout(q) == before
