@@ -204,6 +204,7 @@ def _repeater(call: Call, choice: choose.Choice) -> Repeater | None:
     unusual = (
         *(call.sinks is not None, call.stream is not None, isinstance(call.mask, mx.array)),
         *(len({x.dtype for x in arrays}) > 1, call.v.shape != call.k.shape),
+        call.scale == 0,  # which has two signs, that gradients show
     )
     if make is None or any(unusual):
         return None

@@ -293,3 +293,10 @@ def test_an_array_that_changes_while_it_is_prepared(monkeypatch: pytest.MonkeyPa
     before = cpu._layout(q)
     made = cpu.repeated(call)
     assert made is None or cpu._layout(q) == before
+
+
+def test_a_scale_of_0_is_not_prepared() -> None:
+    """0.0 and -0.0 are equal, and have gradients of different signs."""
+    q, k, v = drawn()
+    attention(q, k, v, scale=0.0)
+    assert not session.current.repeaters
