@@ -200,10 +200,9 @@ def _dispatch(call: Call, wanted: Policy, key: object = None, *, stays: bool = F
 def _repeater(call: Call, choice: choose.Choice) -> Repeater | None:
     """Return what computes calls like ``call`` from now on; it was computed once."""
     make = getattr(choice.kernel, "repeated", None)
-    arrays = (call.q, call.k, call.v)
     unusual = (
         *(call.sinks is not None, call.stream is not None, isinstance(call.mask, mx.array)),
-        *(len({x.dtype for x in arrays}) > 1, call.v.shape != call.k.shape),
+        *(call.q.dtype != call.k.dtype, not call.has_usual_values),
         call.scale == 0,  # which has two signs, that gradients show
     )
     if make is None or any(unusual):
@@ -223,7 +222,7 @@ def _goes_straight(call: Call, *, stays: bool) -> bool:
     That of v which k does not tell (its dtype, its head dimension) has to be as usual: there, what
     was found for this call must not be taken for the others.
     """
-    if call.v.dtype != call.k.dtype or call.v.shape != call.k.shape:
+    if not call.has_usual_values:
         return False
     return stays or not isinstance(call.mask, mx.array) or not padding.may_apply(call.problem)
 

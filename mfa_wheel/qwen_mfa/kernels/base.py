@@ -48,6 +48,11 @@ class Call:
             raise ValueError(msg)
         object.__setattr__(self, "problem", problem)
 
+    @property
+    def has_usual_values(self) -> bool:
+        """Whether v is as k, in shape and dtype, so that k tells all of it."""
+        return self.v.shape == self.k.shape and self.v.dtype == self.k.dtype
+
     def arrays(self) -> list[mx.array]:
         """Return the array arguments, in the order q, k, v, mask, sinks, without absent ones."""
         optional = (self.mask, self.sinks)

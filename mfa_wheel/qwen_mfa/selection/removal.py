@@ -125,9 +125,8 @@ def shortener(
         tally: Returns what counts the calls of a kernel (``None``: without their mask), by reason.
 
     """
-    like_k = call.v.dtype == call.k.dtype and call.v.shape == call.k.shape
     # Of a scale of 0, gradients show the sign, which comparing does not.
-    if len(parts) > 1 or call.sinks is not None or not like_k or not call.scale:
+    if len(parts) > 1 or call.sinks is not None or not call.has_usual_values or not call.scale:
         return None
     pattern = padding.pattern_of(parts, call.problem.seq_kv)
 
