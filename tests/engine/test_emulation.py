@@ -1,4 +1,4 @@
-"""The kernels of other processors, under emulation: NEON, and x86-64 without AVX."""
+"""The kernels of other processors, under emulation: NEON, x86-64 without AVX, and tiles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engine.engine_build import ENGINE, HERE, OPTIMISED, run, sources
+from tests.engine.engine_build import (
+    ENGINE,
+    HERE,
+    OPTIMISED,
+    STAND_IN_FOR_AMX,
+    run,
+    sources,
+    usable_isas,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,3 +83,17 @@ def test_older_processors(program: Path, processor: str) -> None:
     expected = "avx2" if processor == "Haswell" else "generic"
     for mode in FEW:
         assert f"isa={expected} " in run([emulator, "-cpu", processor, str(program), *mode])
+
+
+@pytest.fixture(scope="module")
+def tile_program(builder: Builder, gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test program with the tile unit computed in C: no emulator has AMX."""
+    target = tmp_path_factory.mktemp("tiles") / "engine_test"
+    return builder.link(gcc, "engine_test.c", target, *OPTIMISED, STAND_IN_FOR_AMX)
+
+
+@pytest.mark.parametrize("mode", [*MODES, ("random", "31", "60", "1")], ids="-".join)
+def test_tiles(tile_program: Path, mode: tuple[str, ...]) -> None:
+    if "amx" not in usable_isas(tile_program):
+        pytest.skip("this processor lacks what goes with AMX: AVX-512")
+    assert "isa=amx " in run([str(tile_program), *mode], QWEN_MFA_ISA="amx")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engine.engine_build import find_clang, links, run, usable_isas
+from tests.engine.engine_build import STAND_IN_FOR_AMX, find_clang, links, run, usable_isas
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +44,7 @@ def compiler_for(flags: Mode, folder: Path) -> str:
 def test_clean(builder: Builder, kind: str, tmp_path: Path) -> None:
     flags, modes, once = CASES[kind]
     compiler = compiler_for(flags, tmp_path)
-    all_flags = ("-O1", "-g", "-DMFA_NO_UNROLL", *flags)
+    all_flags = ("-O1", "-g", "-DMFA_NO_UNROLL", STAND_IN_FOR_AMX, *flags)
     program = builder.link(compiler, "engine_test.c", tmp_path / "engine_test", *all_flags)
     isas = usable_isas(program)
     for isa, mode in [*((isa, mode) for isa in isas for mode in modes), (isas[0], once)]:

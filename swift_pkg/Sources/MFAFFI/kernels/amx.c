@@ -1,7 +1,4 @@
-/*
- * AMX: BF16 products in tiles of 16 x 16 sums, for strips of 32 x 32. Linux asks for permission
- * first, once per process; where it is refused, this set is not there.
- */
+/* AMX: BF16 products in tiles of 16 x 16 sums, for strips of 32 x 32. */
 #if defined(__linux__) && !defined(_GNU_SOURCE)
 #define _GNU_SOURCE /* syscall */
 #endif
@@ -10,35 +7,24 @@
 
 #if MFA_HAS_TILES
 
-#include <cpuid.h>
 #include <immintrin.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-/* The processor has tiles, and the system saves them. */
-static bool has_tiles(void)
-{
-    enum { OSXSAVE = 1 << 27, AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, TILE_STATE = 3 << 17 };
-    unsigned a, b, c, d, enabled, high;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE))
-        return false;
-    __asm__ volatile("xgetbv" : "=a"(enabled), "=d"(high) : "c"(0));
-    return (enabled & TILE_STATE) == TILE_STATE && __get_cpuid_count(7, 0, &a, &b, &c, &d) &&
-           (d & AMX_BF16) && (d & AMX_TILE);
-}
+#if defined(MFA_STAND_IN_FOR_AMX)
+#include MFA_STAND_IN_FOR_AMX
+#else
+#include "../simd/amx.h"
+#endif
 
 static bool find_out(void)
 {
-    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM, of asm/prctl.h */
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx2") &&
-           __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") && has_tiles() &&
-           syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+           __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") && may_use_tiles();
 }
 
 static bool usable(void)

@@ -142,9 +142,12 @@ typedef struct {
     int precision;
 } mfa_source;
 
+/* The shapes of a thread's tile registers; no palette: they hold nothing. */
 typedef struct {
-    unsigned char bytes[64];
-} mfa_tile_state; /* the shapes of a thread's tile registers */
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} mfa_tile_state;
 
 typedef struct mfa_kernels {
     const char *name;

@@ -9,17 +9,6 @@
  * 0 where the weight is not, nor negative: times an infinite value, the sum of both is infinite.
  */
 
-#define TILE_ZERO(to) __asm__ volatile("tilezero %%tmm" #to::)
-#define TILE_LOAD(to, at, step)                                                                    \
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #to : : "r"(at), "r"((size_t)(step)) : "memory")
-#define TILE_STORE(from, at, step)                                                                 \
-    __asm__ volatile("tilestored %%tmm" #from ", (%0,%1,1)"                                        \
-                     :                                                                             \
-                     : "r"(at), "r"((size_t)(step))                                                \
-                     : "memory")
-/* sums += a times b: of rows of pairs and columns of pairs. */
-#define TILE_DOT(sums, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sums::)
-
 enum {
     SIDE = 16,           /* rows of a tile, and its columns of 32 bits */
     ROW = MFA_NR,        /* floats of a row of scores: those of one key tile */
@@ -27,28 +16,19 @@ enum {
     TILE_FLOATS = MFA_MR * ROW, /* scores of a strip with one key tile */
 };
 
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} tile_shapes;
-
 static void enter(mfa_tile_state *before)
 {
-    static const tile_shapes whole = {
+    static const mfa_tile_state whole = {
         .palette = 1,
         .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
         .rows = {SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE},
     };
-    __asm__ volatile("sttilecfg %0" : "=m"(*before));
-    __asm__ volatile("ldtilecfg %0" : : "m"(whole));
+    TILE_SHAPES_STORE(before);
+    TILE_SHAPES_LOAD(&whole);
 }
 
 /* Without a palette, the registers are given back: switching to another thread is cheap again. */
-static void leave(const mfa_tile_state *before)
-{
-    __asm__ volatile("ldtilecfg %0" : : "m"(*before));
-}
+static void leave(const mfa_tile_state *before) { TILE_SHAPES_LOAD(before); }
 
 /* ---- scores ---- */
 
