@@ -29,7 +29,7 @@ CASES: dict[str, tuple[Mode, list[Mode], Mode]] = {
         [("random", "77", "30"), ("forward", "3", "20"), ("special",), ("errors",)],
         ("threads",),
     ),
-    "thread": (THREAD, [("random", "9", "8")], ("callers", "1", "3")),
+    "thread": (THREAD, [("random", "9", "12")], ("callers", "1", "3")),
 }
 
 

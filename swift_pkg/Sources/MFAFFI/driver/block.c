@@ -57,45 +57,74 @@ static void find_limits(block *b)
         limits[row] = limits[b->row_count - 1]; /* rows of zeros that fill the last strip */
 }
 
-/* ---- setting up ---- */
+/* ---- strips ---- */
 
-static void pack_queries(const block *b)
+/* Rows of a strip that are rows of the block. */
+static unsigned rows_of(const block *b, size_t strip)
 {
-    const mfa_problem *p = b->plan->problem;
-    const unsigned mr = b->plan->kernels->mr;
-    const unsigned char *rows[MFA_MAX_MR];
-    for (size_t first = 0; first < b->row_count; first += mr) {
-        unsigned count = b->row_count - first < mr ? (unsigned)(b->row_count - first) : mr;
-        for (unsigned r = 0; r < count; r++) {
-            mfa_row_place at = place_of(b, first + r);
-            rows[r] = mfa_row_of(&p->q, at.batch, at.head, at.query);
-        }
-        mfa_source from = {rows, count, p->head_dim, p->q.stride[3], p->q.precision};
-        float *strip = b->scratch->queries + first * b->plan->packed.key_floats;
-        if (b->plan->kernels->tiles)
-            b->plan->kernels->pack_queries(strip, &from);
-        else if (b->plan->packed.paired)
-            b->plan->kernels->pack_pairs(strip, mr, &from);
-        else
-            b->plan->kernels->pack_columns(strip, mr, &from, p->scale * MFA_LOG2E);
-    }
+    const size_t mr = b->plan->kernels->mr;
+    return (unsigned)mfa_smaller(b->row_count - strip * mr, mr);
 }
 
-static void start_states(const block *b)
+static float *queries_of(const block *b, size_t strip)
 {
+    return b->scratch->queries + strip * b->plan->kernels->mr * b->plan->packed.key_floats;
+}
+
+/* With one key block, each strip is finished before the next begins: they use the same memory. */
+static float *output_of(const block *b, size_t strip)
+{
+    if (b->max_keys <= b->plan->packed.key_block)
+        return b->scratch->output;
+    return b->scratch->output + strip * b->plan->kernels->mr * b->plan->padded_value_dim;
+}
+
+static void start_strip(const block *b, size_t strip)
+{
+    const mfa_problem *p = b->plan->problem;
     const unsigned mr = b->plan->kernels->mr, lanes = b->plan->kernels->lanes;
-    const bool sinks = b->plan->problem->sinks != NULL;
-    size_t strips = (b->row_count + mr - 1) / mr;
-    memset(b->scratch->output, 0, strips * mr * b->plan->padded_value_dim * sizeof(float));
-    for (size_t strip = 0; strip < strips; strip++) {
-        mfa_strip_state *state = &b->scratch->states[strip];
-        memset(state->sum, 0, mr * lanes * sizeof(float));
-        state->measured = false;
-        for (unsigned r = 0; r < MFA_MAX_MR; r++)
-            state->origin[r] = -INFINITY;
-        for (unsigned r = 0; sinks && r < mr && strip * mr + r < b->row_count; r++)
-            mfa_row_start(b->plan, place_of(b, strip * mr + r), &state->origin[r],
-                          &state->sum[r * lanes]);
+    const unsigned count = rows_of(b, strip);
+    mfa_strip_state *state = &b->scratch->states[strip];
+    const unsigned char *rows[MFA_MAX_MR];
+    memset(state->sum, 0, mr * lanes * sizeof(float));
+    state->measured = false;
+    state->fresh = true;
+    for (unsigned r = 0; r < MFA_MAX_MR; r++)
+        state->origin[r] = -INFINITY;
+    mfa_row_place at = place_of(b, strip * mr);
+    for (unsigned r = 0; r < count; r++, mfa_place_next(b->plan, &at)) {
+        rows[r] = mfa_row_of(&p->q, at.batch, at.head, at.query);
+        if (p->sinks)
+            mfa_row_start(b->plan, at, &state->origin[r], &state->sum[r * lanes]);
+    }
+    mfa_source from = {rows, count, p->head_dim, p->q.stride[3], p->q.precision};
+    if (b->plan->kernels->tiles)
+        b->plan->kernels->pack_queries(queries_of(b, strip), &from);
+    else if (b->plan->packed.paired)
+        b->plan->kernels->pack_pairs(queries_of(b, strip), mr, &from);
+    else
+        b->plan->kernels->pack_columns(queries_of(b, strip), mr, &from, p->scale * MFA_LOG2E);
+}
+
+static void finish_strip(const block *b, size_t strip)
+{
+    const mfa_plan *plan = b->plan;
+    const mfa_operand *out = &plan->problem->out;
+    const unsigned mr = plan->kernels->mr, count = rows_of(b, strip);
+    const mfa_strip_state *state = &b->scratch->states[strip];
+    float *output = output_of(b, strip);
+    if (state->fresh) /* sinks may have weights all the same */
+        memset(output, 0, (size_t)mr * plan->padded_value_dim * sizeof(float));
+    const bool direct = out->stride[3] == 1;
+    const int precision = direct ? out->precision : MFA_PRECISION_FP32;
+    mfa_row_place at = place_of(b, strip * mr);
+    for (unsigned r = 0; r < count; r++, mfa_place_next(plan, &at)) {
+        unsigned char *to = direct ? mfa_row_of(out, at.batch, at.head, at.query)
+                                   : (unsigned char *)b->scratch->plain;
+        const float sum =
+            plan->kernels->gather(to, precision, state, output, r, plan->problem->value_dim);
+        if (!direct || sum == 0.0f)
+            mfa_row_write(plan, b->unit, at, sum, b->scratch);
     }
 }
 
@@ -179,12 +208,12 @@ static void attend_strip(block *b, size_t strip, size_t first_key)
         return;
     }
     mfa_strip s = {
-        .queries = b->scratch->queries + strip * mr * plan->packed.key_floats,
+        .queries = queries_of(b, strip),
         .keys = b->slot->keys + first_key * plan->packed.key_floats,
         .values = b->slot->values,
         .first = first_key,
         .weights = b->scratch->weights,
-        .output = b->scratch->output + strip * mr * plan->padded_value_dim,
+        .output = output_of(b, strip),
         .state = &b->scratch->states[strip],
         .panel_stride = plan->packed.panel_stride,
         .head_dim = p->head_dim,
@@ -199,30 +228,24 @@ static void attend_strip(block *b, size_t strip, size_t first_key)
         .prefetch = &b->prefetch,
     };
     plan->kernels->attend(&s);
-}
-
-/* ---- results ---- */
-
-static void finish_row(const block *b, size_t row)
-{
-    const mfa_kernels *k = b->plan->kernels;
-    const size_t strip = row / k->mr;
-    float sum =
-        k->gather(b->scratch->plain, b->scratch->output + strip * k->mr * b->plan->padded_value_dim,
-                  &b->scratch->states[strip], (unsigned)(row % k->mr), b->plan->problem->value_dim);
-    mfa_row_write(b->plan, b->unit, place_of(b, row), sum, b->scratch);
+    b->scratch->states[strip].fresh = false;
 }
 
 static void sweep(block *b, mfa_share *share)
 {
     const size_t mr = b->plan->kernels->mr, key_block = b->plan->packed.key_block;
-    const size_t strips = (b->row_count + mr - 1) / mr;
-    const size_t steps = (b->max_keys + key_block - 1) / key_block * strips;
+    const size_t strips = mfa_ceil_div(b->row_count, mr);
+    const size_t end = mfa_larger(b->max_keys, 1); /* rows that see no key have results, too */
+    const size_t steps = mfa_ceil_div(end, key_block) * strips;
     const size_t first = share->tile, tiles = share->end - first;
     size_t step = 0, prefetched = share->end;
-    for (size_t key = 0; key < b->max_keys; key += key_block)
+    for (size_t key = 0; key < end; key += key_block)
         for (size_t strip = 0; strip < strips; strip++) {
+            if (key == 0)
+                start_strip(b, strip);
             attend_strip(b, strip, key);
+            if (end - key <= key_block)
+                finish_strip(b, strip);
             step++;
             mfa_share_advance(share, first + tiles * step / steps);
             if (share->tile != prefetched) {
@@ -242,10 +265,6 @@ void mfa_block_compute(const mfa_plan *plan, size_t unit, size_t number, const m
     b.row_count = plan->rows - b.first_row < plan->packed.block_rows ? plan->rows - b.first_row
                                                                      : plan->packed.block_rows;
     find_limits(&b);
-    pack_queries(&b);
-    start_states(&b);
     prefetch_next(&b, number);
     sweep(&b, share);
-    for (size_t row = 0; row < b.row_count; row++)
-        finish_row(&b, row);
 }

@@ -11,18 +11,16 @@
 
 enum {
     MAX_KEYS = MFA_BRIEF_MAX_KEYS,
-    FEW_FOR_ALL = 64,    /* keys that are copied anew for each block of however many rows */
-    FEW_FOR_TILES = 32,  /* keys up to which a tile unit does not pay, by what is known so far */
-    MAX_ROWS = 256,
+    MAX_FOR_TILES = 24, /* keys up to which a tile unit does not pay */
     BLOCK_ROWS = 64, /* that share one copy of the keys, where threads have enough to do */
 };
 
 bool mfa_brief_plan_fits(const mfa_plan *plan, bool tiles)
 {
     const mfa_problem *p = plan->problem;
-    const size_t most = tiles ? FEW_FOR_TILES : plan->rows > MAX_ROWS ? FEW_FOR_ALL : MAX_KEYS;
-    return p->seq_kv >= 1 && p->seq_kv <= most && p->mask.type == MFA_MASK_TYPE_NONE &&
-           p->causal == MFA_CAUSAL_NONE && p->out.stride[3] == 1;
+    return p->seq_kv >= 1 && p->seq_kv <= (tiles ? MAX_FOR_TILES : MAX_KEYS) &&
+           p->mask.type == MFA_MASK_TYPE_NONE && p->causal == MFA_CAUSAL_NONE &&
+           p->out.stride[3] == 1;
 }
 
 void mfa_brief_plan_choose(mfa_plan *plan)
@@ -98,10 +96,7 @@ static void compute_strip(const mfa_plan *plan, size_t unit, size_t first, mfa_s
         queries[r] = mfa_row_of(&p->q, at.batch, at.head, at.query);
         out[r] = mfa_row_of(&p->out, at.batch, at.head, at.query);
         mfa_row_start(plan, at, &origin[r], &sum[r]);
-        if (++at.query == p->seq_q) {
-            at.query = 0;
-            at.head++;
-        }
+        mfa_place_next(plan, &at);
     }
     const unsigned lanes = plan->kernels->lanes;
     for (unsigned r = f->rows; r < MFA_BRIEF_VECTORS * lanes; r++) {

@@ -19,6 +19,17 @@ static void compute_task(mfa_plan *plan, size_t unit, size_t block, mfa_scratch 
     mfa_share_finish(&share);
 }
 
+static void compute_alone(mfa_plan *plan, size_t unit, size_t block, mfa_scratch *scratch)
+{
+    mfa_slot *slot = &plan->packed.slots[scratch - plan->scratch];
+    mfa_share none = {.plan = plan};
+    if (plan->packed.selects)
+        mfa_unit_select(plan, unit, slot);
+    for (size_t tile = 0; tile < plan->packed.tiles; tile++)
+        mfa_unit_pack(plan, unit, tile, slot);
+    mfa_block_compute(plan, unit, block, slot, scratch, &none);
+}
+
 /*
  * Tasks are handed out in this order: the chunks of the first lookahead + 1 units, then for each
  * unit its blocks, each with its share of packing the unit that many places further. Whatever a
@@ -30,6 +41,8 @@ static void run_task(mfa_plan *plan, size_t task, mfa_scratch *scratch)
         mfa_decode_compute(plan, task / plan->split.splits, task % plan->split.splits, scratch);
     } else if (plan->way == MFA_WAY_BRIEF) {
         mfa_brief_compute(plan, task / plan->brief.blocks, task % plan->brief.blocks, scratch);
+    } else if (plan->packed.alone) {
+        compute_alone(plan, task / plan->packed.blocks, task % plan->packed.blocks, scratch);
     } else if (task < plan->packed.head_tasks) {
         mfa_share share = mfa_share_of(plan, task / plan->packed.chunks, task % plan->packed.chunks,
                                        plan->packed.chunks);

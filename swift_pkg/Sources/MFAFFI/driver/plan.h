@@ -43,6 +43,7 @@ typedef struct {
     size_t padded_keys, panel_stride;
     size_t key_floats, value_floats; /* that one key takes */
     size_t slot_count, lookahead, head_tasks;
+    bool alone; /* each task packs what it needs, to its thread's own slot */
     bool selects; /* one mask row serves all rows of a unit: drop the keys it removes */
     bool paired; /* queries and keys are packed as BF16 pairs */
     mfa_slot *slots;

@@ -7,6 +7,7 @@ enum {
     BLOCK_ROWS = 256,        /* query rows whose outputs stay in the second-level cache */
     BLOCK_FLOATS = 48 << 10, /* keys and values of one key block: 192 KiB */
     CHUNK_TILES = 16,
+    ALONE_KEYS = 512, /* per unit, that are packed anew for each block rather than shared */
 };
 
 static void choose_floats(mfa_plan *plan)
@@ -47,6 +48,12 @@ static void choose_blocks(mfa_plan *plan)
 static void choose_tasks(mfa_plan *plan)
 {
     mfa_packed_plan *packed = &plan->packed;
+    packed->alone = packed->blocks == 1 || packed->padded_keys * packed->blocks <= ALONE_KEYS;
+    if (packed->alone) {
+        packed->slot_count = plan->threads;
+        plan->tasks = plan->units * packed->blocks;
+        return;
+    }
     packed->lookahead = 1 + plan->threads / packed->blocks;
     packed->slot_count = mfa_smaller(packed->lookahead + 2, plan->units);
     packed->head_tasks = mfa_smaller(packed->lookahead + 1, plan->units) * packed->chunks;

@@ -1,18 +1,6 @@
 /* Every check that stands between a caller's numbers and the first byte read or written. */
 #include "problem.h"
 
-#include "../include/mfa_ffi.h"
-
-size_t mfa_precision_size(int precision)
-{
-    switch (precision) {
-    case MFA_PRECISION_FP16:
-    case MFA_PRECISION_BF16: return 2;
-    case MFA_PRECISION_FP32: return 4;
-    default: return 0;
-    }
-}
-
 /* Bytes from element 0 to the end of the last one; false on overflow or a negative stride. */
 static bool span_of(const int64_t stride[4], const uint32_t size[4], size_t element,
                     uint64_t *bytes)

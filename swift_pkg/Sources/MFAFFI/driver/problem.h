@@ -2,6 +2,7 @@
 #ifndef MFA_PROBLEM_H
 #define MFA_PROBLEM_H
 
+#include "../include/mfa_ffi.h"
 #include "mask.h"
 #include "workspace.h"
 
@@ -30,7 +31,16 @@ typedef struct {
     uint32_t max_threads;
 } mfa_problem;
 
-size_t mfa_precision_size(int precision); /* bytes of one element; 0 for an unknown code */
+/* Bytes of one element; 0 for an unknown code. */
+static inline size_t mfa_precision_size(int precision)
+{
+    switch (precision) {
+    case MFA_PRECISION_FP16:
+    case MFA_PRECISION_BF16: return 2;
+    case MFA_PRECISION_FP32: return 4;
+    default: return 0;
+    }
+}
 
 /* True when every size, stride, code and byte range holds and out overlaps no input. */
 bool mfa_problem_valid(const mfa_problem *problem);

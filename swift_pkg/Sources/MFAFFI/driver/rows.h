@@ -11,6 +11,15 @@ typedef struct {
 
 mfa_row_place mfa_place_of(const mfa_plan *plan, size_t unit, size_t row);
 
+/* The place of the next row: without a division. */
+static inline void mfa_place_next(const mfa_plan *plan, mfa_row_place *at)
+{
+    if (++at->query == plan->problem->seq_q) {
+        at->query = 0;
+        at->head++;
+    }
+}
+
 /* Keys that causal masking leaves to a query: a prefix. */
 uint32_t mfa_causal_keys(const mfa_problem *problem, uint32_t query);
 

@@ -23,8 +23,9 @@ static bool find_out(void)
 {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx2") &&
-           __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") && may_use_tiles();
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512bf16") &&
+           __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c") && may_use_tiles();
 }
 
 static bool usable(void)
@@ -39,17 +40,19 @@ static bool usable(void)
 }
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx2,fma,f16c"))),   \
-                             apply_to = function)
+#pragma clang attribute push(                                                                      \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512bf16,avx2,fma,f16c"))),                 \
+    apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx2,fma,f16c")
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512bf16,avx2,fma,f16c")
 #endif
 
 #define MFA_ISA amx
 #define MFA_ISA_NAME "amx"
 #define MFA_PAIRS 1
 #define MFA_TILES 1
+#define MFA_ROUNDS_TO_BF16
 #define MFA_MR 32
 #include "../simd/avx512.h"
 
@@ -58,6 +61,14 @@ V_INLINE vf v_high_halves(vf a, vf b)
 {
     return _mm512_castsi512_ps(_mm512_mask_blend_epi16(
         0xaaaaaaaau, _mm512_srli_epi32(_mm512_castps_si512(a), 16), _mm512_castps_si512(b)));
+}
+
+/* 16 pairs of BF16 numbers, one of each row. */
+V_INLINE vf v_load_pairs(const unsigned char *a, const unsigned char *b)
+{
+    __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)a));
+    __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)b));
+    return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 }
 
 /* Rounds to the precision of BF16, halves away from 0. A NaN may come out as anything. */

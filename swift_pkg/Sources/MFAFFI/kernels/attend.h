@@ -303,7 +303,8 @@ MFA_INLINE void weigh_panel(const mfa_strip *s, const float *values, float *outp
     MFA_UNROLL_FOR (int r = 0; r < MFA_MR; r++)
         MFA_UNROLL_FOR (int j = 0; j < vectors; j++) {
             float *at = output + r * width + j * MFA_LANES;
-            v_store(at, v_fma(v_load(at), v_set1(scale[r]), acc[r][j]));
+            v_store(at,
+                    s->state->fresh ? acc[r][j] : v_fma(v_load(at), v_set1(scale[r]), acc[r][j]));
         }
 }
 

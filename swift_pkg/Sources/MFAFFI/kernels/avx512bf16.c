@@ -25,6 +25,7 @@ static bool usable(void)
 #define MFA_ISA avx512bf16
 #define MFA_ISA_NAME "avx512bf16"
 #define MFA_PAIRS 1
+#define MFA_ROUNDS_TO_BF16
 #include "../simd/avx512.h"
 
 V_INLINE vf v_dot_pairs(vf a, vf b, vf c)

@@ -123,20 +123,8 @@ MFA_INLINE void brief_store(const mfa_brief *s, unsigned row, unsigned column,
     for (unsigned r = 0; r < BRIEF_KEYS && row + r < s->rows; r++) {
         unsigned char *to = s->out[row + r] + column * size;
         const vf factor = v_set1(1.0f / s->sum[row + r]);
-        MFA_UNROLL_FOR (int j = 0; j < vectors; j++, to += MFA_LANES * size) {
-            vf result = v_mul(acc[r][j], factor);
-            if (vectors == 1 && left < MFA_LANES) {
-                float part[MFA_LANES];
-                v_store(part, result);
-                store(to, part, left, precision);
-            } else if (precision == MFA_PRECISION_FP32) {
-                v_store((float *)(void *)to, result);
-            } else if (precision == MFA_PRECISION_BF16) {
-                v_store_bf16(to, result);
-            } else {
-                v_store_fp16(to, result);
-            }
-        }
+        MFA_UNROLL_FOR (int j = 0; j < vectors; j++, to += MFA_LANES * size)
+            store_results(to, v_mul(acc[r][j], factor), vectors == 1 ? left : MFA_LANES, precision);
     }
 }
 

@@ -30,7 +30,7 @@ enum {
     MFA_MAX_LANES = 16,
     MFA_MAX_PREFETCH_RUNS = 4,
     MFA_MAX_KEY_BLOCK = 256, /* keys of a block; also the row length of a strip of weights */
-    MFA_BRIEF_MAX_KEYS = 256, /* that are few */
+    MFA_BRIEF_MAX_KEYS = 64, /* that are few */
     MFA_BRIEF_KEY_STEP = 16, /* their number is rounded up to a multiple of it */
     MFA_BRIEF_VECTORS = 2, /* of queries, in a strip against few keys */
 };
@@ -70,6 +70,7 @@ typedef struct {
     float origin[MFA_MAX_MR];
     float sum[MFA_MAX_MR * MFA_MAX_LANES]; /* per row, `lanes` partial sums */
     bool measured;             /* scores can be summed up from minus each row's origin */
+    bool fresh;                /* no product so far: the output holds nothing */
 } mfa_strip_state;
 
 /* Rows of memory far away that other work will want soon. */
@@ -174,11 +175,11 @@ typedef struct mfa_kernels {
     void (*scale_row)(float *row, const mfa_source *from, float factor);
     void (*attend)(const mfa_strip *strip);
     /*
-     * Output row `row` of a strip over its sum of weights, as value_dim floats in a plain row;
-     * returns the sum, and writes nothing when it is 0.
+     * Output row `row` of a strip over its sum of weights, as value_dim contiguous numbers of a
+     * precision; returns the sum, and writes nothing when it is 0.
      */
-    float (*gather)(float *plain, const float *output, const mfa_strip_state *state, unsigned row,
-                    unsigned value_dim);
+    float (*gather)(unsigned char *to, int precision, const mfa_strip_state *state,
+                    const float *output, unsigned row, unsigned value_dim);
     /* for few rows, in this order: scores; per row, scores to weights; weights times values */
     void (*decode_scores)(const mfa_decode *decode);
     void (*decode_softmax)(const mfa_decode *decode, unsigned row, unsigned visible,

@@ -5,6 +5,12 @@
 /* What is packed: floats, or pairs of BF16 as they are, which are moved as if they were floats. */
 enum { MFA_AS_PAIRS = -1 };
 
+/* Bytes of an element, or of a pair. */
+MFA_INLINE size_t size_of(const int as)
+{
+    return as == MFA_PRECISION_FP32 || as == MFA_AS_PAIRS ? sizeof(float) : 2;
+}
+
 /* A vector of a row, from element (or pair) `first` on. */
 MFA_INLINE vf row_vector(const mfa_source *from, unsigned row, unsigned first, const int as)
 {
@@ -40,7 +46,6 @@ MFA_INLINE unsigned in_vectors(const mfa_source *from, const int as)
 MFA_INLINE void store_columns(float *tile, unsigned width, vf v[MFA_LANES], unsigned columns,
                               float factor, const unsigned group, const int as)
 {
-    transpose(v);
     MFA_UNROLL_FOR (unsigned i = 0; i < MFA_LANES; i++) {
         vf column = as == MFA_AS_PAIRS ? v[i] : v_mul(v[i], v_set1(factor));
         if (i < columns)
@@ -60,13 +65,19 @@ MFA_INLINE void pack_group(float *tile, unsigned width, const mfa_source *from, 
     vf v[MFA_LANES];
     unsigned d = 0;
     for (; d < whole; d += MFA_LANES) {
-        MFA_UNROLL_FOR (unsigned r = 0; r < MFA_LANES; r++)
-            v[r] = r < count ? row_vector(from, first + r, d, as) : v_set1(0.0f);
+        if (LOADS_PARTS && count == MFA_LANES && size_of(as) == sizeof(float)) {
+            load_columns(v, from->rows + first, d * sizeof(float));
+        } else {
+            MFA_UNROLL_FOR (unsigned r = 0; r < MFA_LANES; r++)
+                v[r] = r < count ? row_vector(from, first + r, d, as) : v_set1(0.0f);
+            transpose(v);
+        }
         store_columns(tile + (size_t)d * width + first, width, v, MFA_LANES, factor, group, as);
     }
     for (; d < length; d += MFA_LANES) {
         for (unsigned r = 0; r < MFA_LANES; r++)
             v[r] = r < count ? row_elements(from, first + r, d, as) : v_set1(0.0f);
+        transpose(v);
         store_columns(tile + (size_t)d * width + first, width, v, length - d, factor, group, as);
     }
 }
@@ -119,31 +130,47 @@ static void pack_queries(float *strip, const mfa_source *from)
                                             : row_elements(from, r, d, MFA_AS_PAIRS));
 }
 
-/* The pair of vectors of keys `row` and `row` + 16, from `column` on. */
-MFA_INLINE vf value_pair(const mfa_source *from, unsigned row, unsigned column, unsigned whole)
+/* Pairs of columns that lie apart, or beyond the last. */
+static vf value_elements(const mfa_source *from, unsigned row, unsigned column)
 {
     vf v[2];
-    MFA_UNROLL_FOR (unsigned j = 0; j < 2; j++) {
+    for (unsigned j = 0; j < 2; j++) {
         const unsigned key = row + j * MFA_LANES;
-        v[j] = key >= from->count ? v_set1(0.0f)
-               : column < whole   ? row_vector(from, key, column, MFA_PRECISION_BF16)
-                                  : row_elements(from, key, column, MFA_PRECISION_BF16);
+        v[j] =
+            key < from->count ? row_elements(from, key, column, MFA_PRECISION_BF16) : v_set1(0.0f);
     }
     return v_high_halves(v[0], v[1]);
 }
 
+/* Keys `row` and `row` + 16, in pairs; zeros for those that are not there. */
+MFA_INLINE void pack_value_pairs(float *panels, size_t panel_stride, size_t first,
+                                 const mfa_source *from, unsigned row)
+{
+    static const unsigned char zeros[2 * MFA_LANES];
+    const unsigned padded = mfa_padded_dim(from->length, MFA_LANES);
+    const unsigned whole = in_vectors(from, MFA_PRECISION_BF16), other = row + MFA_LANES;
+    const unsigned char *a = row < from->count ? from->rows[row] : zeros;
+    const unsigned char *b = other < from->count ? from->rows[other] : zeros;
+    const unsigned a_step = a == zeros ? 0 : 2, b_step = b == zeros ? 0 : 2;
+    unsigned start = 0;
+    for (; start + MFA_NR <= whole; start += MFA_NR, panels += panel_stride) {
+        float *to = panels + (first / 2 + row) * MFA_NR;
+        MFA_UNROLL_FOR (unsigned i = 0; i < MFA_NR; i += MFA_LANES)
+            v_store(to + i, v_load_pairs(a + (start + i) * a_step, b + (start + i) * b_step));
+    }
+    for (; start < padded; start += MFA_NR, panels += panel_stride) {
+        const unsigned width = padded - start < MFA_NR ? padded - start : MFA_NR;
+        float *to = panels + (first / 2 + row) * width;
+        for (unsigned column = start; column < start + width; column += MFA_LANES, to += MFA_LANES)
+            v_store(to, column < whole ? v_load_pairs(a + column * a_step, b + column * b_step)
+                                       : value_elements(from, row, column));
+    }
+}
+
 static void pack_panels(float *panels, size_t panel_stride, size_t first, const mfa_source *from)
 {
-    const unsigned padded = mfa_padded_dim(from->length, MFA_LANES);
-    const unsigned whole = in_vectors(from, MFA_PRECISION_BF16);
-    for (unsigned r = 0; r < MFA_NR / 2; r++)
-        for (unsigned column = 0; column < padded; column += MFA_LANES) {
-            const unsigned start = column / MFA_NR * MFA_NR;
-            const unsigned width = padded - start < MFA_NR ? padded - start : MFA_NR;
-            float *panel = panels + column / MFA_NR * panel_stride;
-            v_store(panel + (first / 2 + r) * width + column % MFA_NR,
-                    value_pair(from, r, column, whole));
-        }
+    for (unsigned row = 0; row < MFA_LANES; row++)
+        pack_value_pairs(panels, panel_stride, first, from, row);
 }
 #else
 /* Elements of row `row` from `column` on, as many vectors as fill up to `end`. */

@@ -151,21 +151,6 @@ MFA_INLINE size_t steps_to(size_t left) { return left < STEPS_A_LINE ? left : ST
 
 /* ---- results ---- */
 
-static float gather(float *plain, const float *output, const mfa_strip_state *state, unsigned row,
-                    unsigned value_dim)
-{
-    const float sum = v_total(v_load(state->sum + row * MFA_LANES));
-    const unsigned padded = mfa_padded_dim(value_dim, MFA_LANES);
-    const vf factor = v_set1(1.0f / sum);
-    for (unsigned column = 0; column < padded && sum != 0.0f; column += MFA_NR) {
-        unsigned width = padded - column < MFA_NR ? padded - column : MFA_NR;
-        const float *from = output + (size_t)MFA_MR * column + (size_t)row * width;
-        for (unsigned i = 0; i < width; i += MFA_LANES)
-            v_store(plain + column + i, v_mul(v_load(from + i), factor));
-    }
-    return sum;
-}
-
 static void store(unsigned char *to, const float *from, unsigned count, int precision)
 {
     unsigned i = 0;
@@ -184,6 +169,55 @@ static void store(unsigned char *to, const float *from, unsigned count, int prec
             precision == MFA_PRECISION_BF16 ? mfa_to_bf16(from[i]) : mfa_to_fp16(from[i]);
         memcpy(to + 2 * i, &half, sizeof half);
     }
+}
+
+/* Up to a vector of results. */
+MFA_INLINE void store_results(unsigned char *to, vf results, unsigned count, const int precision)
+{
+    if (count < MFA_LANES) {
+        float part[MFA_LANES];
+        v_store(part, results);
+        store(to, part, count, precision);
+    } else if (precision == MFA_PRECISION_FP32) {
+        v_store((float *)(void *)to, results);
+    } else if (precision == MFA_PRECISION_BF16) {
+        v_store_bf16(to, results);
+    } else {
+        v_store_fp16(to, results);
+    }
+}
+
+MFA_INLINE void gather_as(unsigned char *to, const float *output, unsigned row, unsigned value_dim,
+                          vf factor, const int precision)
+{
+    const size_t size = precision == MFA_PRECISION_FP32 ? 4 : 2;
+    const unsigned padded = mfa_padded_dim(value_dim, MFA_LANES);
+    for (unsigned column = 0; column < padded; column += MFA_NR) {
+        const unsigned width = padded - column < MFA_NR ? padded - column : MFA_NR;
+        const float *from = output + (size_t)MFA_MR * column + (size_t)row * width;
+        for (unsigned i = 0; i < width; i += MFA_LANES)
+            store_results(to + (column + i) * size, v_mul(v_load(from + i), factor),
+                          value_dim - column - i, precision);
+    }
+}
+
+static float gather(unsigned char *to, int precision, const mfa_strip_state *state,
+                    const float *output, unsigned row, unsigned value_dim)
+{
+    const float sum = v_total(v_load(state->sum + row * MFA_LANES));
+    const vf factor = v_set1(1.0f / sum);
+    if (sum == 0.0f)
+        return sum;
+    switch (precision) {
+    case MFA_PRECISION_FP16:
+        gather_as(to, output, row, value_dim, factor, MFA_PRECISION_FP16);
+        break;
+    case MFA_PRECISION_BF16:
+        gather_as(to, output, row, value_dim, factor, MFA_PRECISION_BF16);
+        break;
+    default: gather_as(to, output, row, value_dim, factor, MFA_PRECISION_FP32); break;
+    }
+    return sum;
 }
 
 #if !MFA_TILES

@@ -89,18 +89,22 @@ MFA_INLINE vf scores_of(const mfa_strip *s, const float *products, int row, unsi
 
 /* ---- weights ---- */
 
-MFA_INLINE float largest_in(const mfa_strip *s, int row, unsigned end, const bool plain)
+/* The largest score of a row; `rising`: it is that of the largest product. */
+MFA_INLINE float largest_in(const mfa_strip *s, int row, unsigned end, const bool rising)
 {
     const base zero = {0.0f, 0.0f};
     const float *products = s->weights + row * ROW;
     vf largest[2] = {v_set1(-INFINITY), v_set1(-INFINITY)};
     for (unsigned key = 0; key < end; key += ROW, products += TILE_FLOATS)
-        MFA_UNROLL_FOR (int j = 0; j < 2; j++)
-            if (key + (unsigned)j * SIDE < end)
-                largest[j] = v_max(
-                    scores_of(s, products + j * SIDE, row, key + (unsigned)j * SIDE, zero, plain),
-                    largest[j]);
-    return v_largest(v_max(largest[0], largest[1]));
+        MFA_UNROLL_FOR (int j = 0; j < 2; j++) {
+            const unsigned first = key + (unsigned)j * SIDE;
+            const float *at = products + j * SIDE;
+            if (first < end)
+                largest[j] = v_max(rising ? v_load(at) : scores_of(s, at, row, first, zero, false),
+                                   largest[j]);
+        }
+    const float found = v_largest(v_max(largest[0], largest[1]));
+    return rising ? found * s->scale : found;
 }
 
 /* A row's origin after this block; what was summed up before is brought along. */
@@ -117,6 +121,8 @@ static void move_origin(const mfa_strip *s, int row, float largest)
     const vf factor = exp2_vector(v_set1(before - largest));
     float *sum = s->state->sum + row * MFA_LANES;
     v_store(sum, v_mul(v_load(sum), factor));
+    if (s->state->fresh)
+        return;
     const unsigned padded = mfa_padded_dim(s->value_dim, MFA_LANES);
     for (unsigned column = 0; column < padded; column += MFA_NR) {
         const unsigned width = padded - column < MFA_NR ? padded - column : MFA_NR;
@@ -156,7 +162,8 @@ static void weigh_rows(const mfa_strip *s, unsigned end)
     const bool plain = !s->bias && !s->clipped;
     float largest[MFA_MR];
     for (int row = 0; row < MFA_MR; row++)
-        largest[row] = plain ? largest_in(s, row, end, true) : largest_in(s, row, end, false);
+        largest[row] = plain && s->scale > 0.0f ? largest_in(s, row, end, true)
+                                                : largest_in(s, row, end, false);
     for (int row = 0; row < MFA_MR; row++)
         move_origin(s, row, largest[row]);
     for (int row = 0; row < MFA_MR; row++) {
@@ -176,11 +183,18 @@ MFA_INLINE void weigh_panel(const mfa_strip *s, const float *values, float *outp
 {
     const unsigned width = two ? 2 * SIDE : SIDE, bytes = width * 4;
     const float *weights = s->weights;
-    TILE_LOAD(0, output, bytes);
-    TILE_LOAD(2, output + SIDE * width, bytes);
-    if (two) {
-        TILE_LOAD(1, output + SIDE, bytes);
-        TILE_LOAD(3, output + SIDE * width + SIDE, bytes);
+    if (s->state->fresh) {
+        TILE_ZERO(0);
+        TILE_ZERO(1);
+        TILE_ZERO(2);
+        TILE_ZERO(3);
+    } else {
+        TILE_LOAD(0, output, bytes);
+        TILE_LOAD(2, output + SIDE * width, bytes);
+        if (two) {
+            TILE_LOAD(1, output + SIDE, bytes);
+            TILE_LOAD(3, output + SIDE * width + SIDE, bytes);
+        }
     }
     for (unsigned i = 0; i < tiles; i++, weights += TILE_FLOATS, values += SIDE * width) {
         TILE_LOAD(4, weights, ROW_BYTES);

@@ -21,17 +21,21 @@
 /* Parts of 128 bits. */
 #define PART(i) 4 * (i), 4 * (i) + 1, 4 * (i) + 2, 4 * (i) + 3
 
+/* Four vectors, each part by itself. */
+MFA_INLINE void transpose_parts(vf v[4])
+{
+    vf ab_low = MIX(v[0], v[1], 0, 1, 4, 5), ab_high = MIX(v[0], v[1], 2, 3, 6, 7);
+    vf cd_low = MIX(v[2], v[3], 0, 1, 4, 5), cd_high = MIX(v[2], v[3], 2, 3, 6, 7);
+    v[0] = MIX(ab_low, cd_low, 0, 2, 4, 6);
+    v[1] = MIX(ab_low, cd_low, 1, 3, 5, 7);
+    v[2] = MIX(ab_high, cd_high, 0, 2, 4, 6);
+    v[3] = MIX(ab_high, cd_high, 1, 3, 5, 7);
+}
+
 MFA_INLINE void transpose(vf v[MFA_LANES])
 {
-    MFA_UNROLL_FOR (int i = 0; i < MFA_LANES; i += 4) {
-        vf ab_low = MIX(v[i], v[i + 1], 0, 1, 4, 5), ab_high = MIX(v[i], v[i + 1], 2, 3, 6, 7);
-        vf cd_low = MIX(v[i + 2], v[i + 3], 0, 1, 4, 5);
-        vf cd_high = MIX(v[i + 2], v[i + 3], 2, 3, 6, 7);
-        v[i] = MIX(ab_low, cd_low, 0, 2, 4, 6);
-        v[i + 1] = MIX(ab_low, cd_low, 1, 3, 5, 7);
-        v[i + 2] = MIX(ab_high, cd_high, 0, 2, 4, 6);
-        v[i + 3] = MIX(ab_high, cd_high, 1, 3, 5, 7);
-    }
+    MFA_UNROLL_FOR (int i = 0; i < MFA_LANES; i += 4)
+        transpose_parts(v + i);
 #if MFA_LANES == 8
     MFA_UNROLL_FOR (int j = 0; j < 4; j++) {
         vf a = v[j], b = v[4 + j];
@@ -52,6 +56,26 @@ MFA_INLINE void transpose(vf v[MFA_LANES])
     }
 #endif
 }
+
+#ifdef MFA_LOADS_PARTS
+enum { LOADS_PARTS = 1 };
+
+/*
+ * As many rows, from byte `offset` on, as columns. Parts come from memory to where they belong:
+ * that leaves the unit that mixes half of the work.
+ */
+MFA_INLINE void load_columns(vf v[MFA_LANES], const unsigned char *const *rows, size_t offset)
+{
+    MFA_UNROLL_FOR (int i = 0; i < MFA_LANES; i += 4) {
+        MFA_UNROLL_FOR (int j = 0; j < 4; j++)
+            v[i + j] = v_load_parts(rows + j, offset + (size_t)i * sizeof(float));
+        transpose_parts(v + i);
+    }
+}
+#else
+enum { LOADS_PARTS = 0 };
+#define load_columns(v, rows, offset) transpose(v) /* never reached */
+#endif
 
 #undef MIX
 #undef PART

@@ -22,6 +22,18 @@ V_INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 V_INLINE float v_largest(vf v) { return _mm512_reduce_max_ps(v); }
 V_INLINE float v_total(vf v) { return _mm512_reduce_add_ps(v); }
 
+/* 128 bits each of every fourth row. */
+#define MFA_LOADS_PARTS
+V_INLINE vf v_load_parts(const unsigned char *const *rows, size_t offset)
+{
+#define PART_OF(row) _mm_loadu_ps((const float *)(const void *)(rows[row] + offset))
+    vf v = _mm512_castps128_ps512(PART_OF(0));
+    v = _mm512_insertf32x4(v, PART_OF(4), 1);
+    v = _mm512_insertf32x4(v, PART_OF(8), 2);
+    return _mm512_insertf32x4(v, PART_OF(12), 3);
+#undef PART_OF
+}
+
 V_INLINE vf v_bias(vf v, vf bias)
 {
     const vf removed = _mm512_set1_ps(-__builtin_inff());
@@ -61,6 +73,9 @@ V_INLINE void v_store_fp16(unsigned char *p, vf v)
 
 V_INLINE void v_store_bf16(unsigned char *p, vf v)
 {
+#if defined(MFA_ROUNDS_TO_BF16) /* the processor does, and takes denormal numbers for 0 */
+    _mm256_storeu_si256((__m256i *)(void *)p, (__m256i)_mm512_cvtneps_pbh(v));
+#else
     __m512i bits = _mm512_castps_si512(v);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i even = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
@@ -68,4 +83,5 @@ V_INLINE void v_store_bf16(unsigned char *p, vf v)
     __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     __m512i half = _mm512_srli_epi32(_mm512_mask_mov_epi32(even, nan, quiet), 16);
     _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(half));
+#endif
 }
