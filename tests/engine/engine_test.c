@@ -769,14 +769,45 @@ static void refuse_portable(void)
     free(s);
 }
 
-/* So that a system that promises any amount does not. Builds with sanitizers need more. */
-static void bound_memory(void)
+/* Builds with sanitizers need more, in places of their own. */
+static void bound_memory(rlim_t bytes)
 {
 #if !defined(MFA_NO_UNROLL)
     struct rlimit limit;
     expect(getrlimit(RLIMIT_AS, &limit) == 0, "a limit");
-    limit.rlim_cur = (rlim_t)64 << 30;
-    expect(setrlimit(RLIMIT_AS, &limit) == 0, "less address space");
+    limit.rlim_cur = bytes;
+    expect(setrlimit(RLIMIT_AS, &limit) == 0, "another amount of address space");
+#else
+    (void)bytes;
+#endif
+}
+
+/* A head's keys take 64 MiB packed: once, however many threads could have some of their own. */
+static void attend_in_little_memory(void)
+{
+#if defined(__linux__)
+    enum { ROWS = 24, KEYS = 65536, DIM = 128 };
+    static float rows[ROWS * DIM], out[ROWS * DIM];
+    unsigned long pages = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    expect(file && fscanf(file, "%lu", &pages) == 1, "what is in use");
+    if (file)
+        fclose(file);
+    mfa_portable_args_t a;
+    memset(&a, 0, sizeof a);
+    a.struct_bytes = sizeof a;
+    a.batch = a.heads_q = a.heads_kv = 1;
+    a.seq_q = ROWS;
+    a.seq_kv = KEYS;
+    a.head_dim = a.value_dim = DIM;
+    a.q = a.k = a.v = rows;
+    a.out = out;
+    a.q_bytes = a.k_bytes = a.v_bytes = a.out_bytes = sizeof rows;
+    a.q_strides[2] = a.out_strides[2] = DIM;
+    a.input_precision = a.output_precision = MFA_PRECISION_FP32;
+    a.scale = 1.0f;
+    bound_memory((rlim_t)pages * (rlim_t)sysconf(_SC_PAGESIZE) + ((rlim_t)112 << 20));
+    expect(mfa_portable_attention(context, &a) == 0, "a call in little memory");
 #endif
 }
 
@@ -1158,6 +1189,54 @@ static void run_all_large_values(void)
                 run_large_values(lengths[i], rows, bf16 ? MFA_PRECISION_BF16 : MFA_PRECISION_FP32);
 }
 
+/* NaN, infinite, and finite ones that are no longer so in log2 units. */
+static void run_sink(float sink, uint32_t rows, uint32_t keys, int precision)
+{
+    enum { DIM = 16 };
+    const size_t size = element_size(precision);
+    unsigned char *k = malloc((size_t)keys * DIM * size), *q = malloc((size_t)rows * DIM * size);
+    mfa_portable_args_t a;
+    memset(&a, 0, sizeof a);
+    for (uint32_t i = 0; i < keys * DIM; i++)
+        write_element(k, i, precision, random_normal());
+    for (uint32_t i = 0; i < rows * DIM; i++)
+        write_element(q, i, precision, random_normal());
+    a.struct_bytes = sizeof a;
+    a.batch = a.heads_q = a.heads_kv = 1;
+    a.seq_q = rows;
+    a.seq_kv = keys;
+    a.head_dim = a.value_dim = DIM;
+    a.q = q;
+    a.k = a.v = k;
+    a.sinks = &sink;
+    a.q_bytes = (uint64_t)rows * DIM * size;
+    a.k_bytes = a.v_bytes = (uint64_t)keys * DIM * size;
+    a.out_bytes = (uint64_t)rows * DIM * sizeof(float);
+    a.out = malloc(a.out_bytes);
+    a.q_strides[2] = a.k_strides[2] = a.v_strides[2] = a.out_strides[2] = DIM;
+    a.input_precision = precision;
+    a.output_precision = MFA_PRECISION_FP32;
+    a.scale = 0.25f;
+    memset(a.out, CANARY, a.out_bytes);
+    expect(mfa_portable_attention(context, &a) == 0, "an unusual sink");
+    check_output(&a, "an unusual sink");
+    free(a.out);
+    free(q);
+    free(k);
+}
+
+static void run_unusual_sinks(void)
+{
+    static const float sinks[] = {NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 1e4f, -1e4f};
+    static const uint32_t keys[] = {20, 30, 100, 300, 700};
+    for (int s = 0; s < 7; s++)
+        for (int i = 0; i < 5; i++)
+            for (uint32_t rows = 2; rows <= 50; rows += 48)
+                for (int bf16 = 0; bf16 < 2; bf16++)
+                    run_sink(sinks[s], rows, keys[i],
+                             bf16 ? MFA_PRECISION_BF16 : MFA_PRECISION_FP32);
+}
+
 /* ---- threads ---- */
 
 static pthread_mutex_t problems_mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -1244,6 +1323,7 @@ int main(int count, char **argument)
     } else if (strcmp(mode, "special") == 0) {
         run_special();
         run_all_large_values();
+        run_unusual_sinks();
         run_without_keys();
     } else if (strcmp(mode, "state") == 0) {
         keep_float_state();
@@ -1256,7 +1336,8 @@ int main(int count, char **argument)
         refuse_tiles();
         mfa_portable_describe(text, sizeof text);
     } else if (strcmp(mode, "errors") == 0) {
-        bound_memory();
+        attend_in_little_memory();
+        bound_memory((rlim_t)64 << 30); /* so that a system that promises any amount does not */
         refuse_portable();
         refuse_forward();
         refuse_rest();

@@ -128,7 +128,7 @@ static inline void reference_row(const mfa_portable_args_t *a, uint32_t b, uint3
     const int64_t shift =
         a->causal == MFA_CAUSAL_BOTTOM_RIGHT ? (int64_t)a->seq_kv - (int64_t)a->seq_q : 0;
     double largest = a->sinks ? (double)a->sinks[h] : -INFINITY;
-    bool kept = false, broken = false;
+    bool kept = false, broken = isnan(largest) || largest == INFINITY;
     for (uint32_t j = 0; j < a->seq_kv; j++) {
         scores[j] = -INFINITY;
         if (a->causal != MFA_CAUSAL_NONE && (int64_t)j > (int64_t)i + shift)

@@ -2,8 +2,9 @@
  * How one call is cut into tasks, and its work memory.
  *
  * A unit is one key/value head of one batch entry; the query heads that share it are its rows.
- * Per unit the keys and values are packed once, in tiles, into one of a few slots; its rows are
- * computed in blocks. Memory: `slots` packed units plus one scratch per thread, so linear in the
+ * Per unit the keys and values are packed once, in tiles, into one of a few slots (or, if that is
+ * little work, anew for each block by the thread that computes it); its rows are computed in
+ * blocks. Memory: `slots` packed units plus one scratch per thread, so linear in the
  * sequence length.
  */
 #ifndef MFA_PLAN_H

@@ -48,10 +48,12 @@ static void choose_blocks(mfa_plan *plan)
 static void choose_tasks(mfa_plan *plan)
 {
     mfa_packed_plan *packed = &plan->packed;
-    packed->alone = packed->blocks == 1 || packed->padded_keys * packed->blocks <= ALONE_KEYS;
+    packed->alone = (packed->blocks == 1 && plan->units >= plan->threads) ||
+                    packed->padded_keys * packed->blocks <= ALONE_KEYS;
     if (packed->alone) {
-        packed->slot_count = plan->threads;
         plan->tasks = plan->units * packed->blocks;
+        plan->threads = (unsigned)mfa_smaller(plan->threads, plan->tasks);
+        packed->slot_count = plan->threads;
         return;
     }
     packed->lookahead = 1 + plan->threads / packed->blocks;

@@ -3,6 +3,7 @@
 #include "../include/mfa_ffi.h"
 #include "../simd/scalar.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -29,9 +30,11 @@ uint32_t mfa_causal_keys(const mfa_problem *p, uint32_t query)
 void mfa_row_start(const mfa_plan *plan, mfa_row_place at, float *origin, float *sum)
 {
     const float *sinks = plan->problem->sinks;
-    float sink = sinks ? mfa_load_float(sinks + at.head) * MFA_LOG2E : -INFINITY;
-    *origin = sink;
+    const float sink = sinks ? mfa_load_float(sinks + at.head) : -INFINITY;
+    *origin = isfinite(sink) ? fmaxf(-FLT_MAX, fminf(sink * MFA_LOG2E, FLT_MAX)) : sink;
     *sum = sink == -INFINITY ? 0.0f : plan->shrink;
+    if (isnan(sink) || sink == INFINITY)
+        *sum = NAN; /* as the softmax over such scores is */
 }
 
 static float value_at(const unsigned char *at, int precision)

@@ -56,15 +56,16 @@ typedef struct {
 
 /*
  * Scores start from minus the origin, which loses least; unless that is unknown, or so large that
- * the difference to a new origin could not be told.
+ * the difference to a new origin could not be told. At first it may be a sink, far from all scores.
  */
-MFA_INLINE void find_bases(const mfa_strip *s, block_rows *rows)
+MFA_INLINE void find_bases(const mfa_strip *s, block_rows *rows, const bool first)
 {
     const float largest = 0x1p20f;
+    const bool scored = !(first && s->state->fresh);
     bool measured = true;
     for (int r = 0; r < MFA_MR; r++) {
         const float origin = s->state->origin[r];
-        const bool good = origin >= -largest && origin <= largest;
+        const bool good = scored && origin >= -largest && origin <= largest;
         rows->base[r] = good ? origin : 0.0f;
         measured &= good;
     }
@@ -248,21 +249,21 @@ static void weigh_block(const mfa_strip *s, block_rows *rows)
     for (int i = 0; i < MFA_MR * MFA_LANES; i++)
         rows->totals[i] = 0.0f;
     v_store(rows->highest, v_set1(-INFINITY));
-    find_bases(s, rows);
+    find_bases(s, rows, true);
     if (!s->state->measured && end > MFA_NR) {
         /* The first tile's highest score will nearly always do to measure from. */
         mfa_strip one = *s;
         one.keys_seen = MFA_NR;
         visit(&one, 0, rows, false);
         settle(s, 0, MFA_NR, rows);
-        find_bases(s, rows);
+        find_bases(s, rows, false);
         v_store(rows->highest, v_set1(-INFINITY));
         tile = 1;
     }
     const unsigned first = visit(s, tile, rows, s->state->measured);
     if (first < end) {
         settle(s, first, end, rows);
-        find_bases(s, rows);
+        find_bases(s, rows, false);
     }
     float *sum = s->state->sum;
     for (int r = 0; r < MFA_MR; r++, sum += MFA_LANES)
