@@ -162,8 +162,8 @@ static problem random_problem(void)
     a->seq_q = random_length();
     a->seq_kv = random_length();
     if (chance(25)) { /* what threads pack for each other */
-        a->seq_q = 40 + random_below(80);
-        a->seq_kv = 300 + random_below(400);
+        a->seq_q = 60 + random_below(80);
+        a->seq_kv = 600 + random_below(300);
     }
     a->head_dim = random_dim();
     a->value_dim = chance(70) ? a->head_dim : random_dim();

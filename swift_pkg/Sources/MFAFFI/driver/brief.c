@@ -11,16 +11,18 @@
 
 enum {
     MAX_KEYS = MFA_BRIEF_MAX_KEYS,
-    MAX_FOR_TILES = 24, /* keys up to which a tile unit does not pay */
+    FEW_FOR_ALL = 64,   /* keys that are copied anew for each block of however many rows */
+    FEW_FOR_TILES = 24, /* keys up to which a tile unit does not pay */
+    MAX_ROWS = 256,
     BLOCK_ROWS = 64, /* that share one copy of the keys, where threads have enough to do */
 };
 
 bool mfa_brief_plan_fits(const mfa_plan *plan, bool tiles)
 {
     const mfa_problem *p = plan->problem;
-    return p->seq_kv >= 1 && p->seq_kv <= (tiles ? MAX_FOR_TILES : MAX_KEYS) &&
-           p->mask.type == MFA_MASK_TYPE_NONE && p->causal == MFA_CAUSAL_NONE &&
-           p->out.stride[3] == 1;
+    const size_t most = tiles ? FEW_FOR_TILES : plan->rows > MAX_ROWS ? FEW_FOR_ALL : MAX_KEYS;
+    return p->seq_kv >= 1 && p->seq_kv <= most && p->mask.type == MFA_MASK_TYPE_NONE &&
+           p->causal == MFA_CAUSAL_NONE && p->out.stride[3] == 1;
 }
 
 void mfa_brief_plan_choose(mfa_plan *plan)

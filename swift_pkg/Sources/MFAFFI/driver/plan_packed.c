@@ -7,7 +7,7 @@ enum {
     BLOCK_ROWS = 256,        /* query rows whose outputs stay in the second-level cache */
     BLOCK_FLOATS = 48 << 10, /* keys and values of one key block: 192 KiB */
     CHUNK_TILES = 16,
-    ALONE_KEYS = 512, /* per unit, that are packed anew for each block rather than shared */
+    ALONE_KEYS = 1024, /* per unit, that are packed anew for each block rather than shared */
 };
 
 static void choose_floats(mfa_plan *plan)

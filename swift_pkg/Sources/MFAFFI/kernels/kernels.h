@@ -30,7 +30,7 @@ enum {
     MFA_MAX_LANES = 16,
     MFA_MAX_PREFETCH_RUNS = 4,
     MFA_MAX_KEY_BLOCK = 256, /* keys of a block; also the row length of a strip of weights */
-    MFA_BRIEF_MAX_KEYS = 64, /* that are few */
+    MFA_BRIEF_MAX_KEYS = 128, /* that are few */
     MFA_BRIEF_KEY_STEP = 16, /* their number is rounded up to a multiple of it */
     MFA_BRIEF_VECTORS = 2, /* of queries, in a strip against few keys */
 };
