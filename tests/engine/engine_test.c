@@ -18,6 +18,7 @@
 #define _GNU_SOURCE /* setenv */
 #endif
 
+#include "one_head.h"
 #include "reference.h"
 
 #include <fenv.h>
@@ -793,18 +794,11 @@ static void attend_in_little_memory(void)
     expect(file && fscanf(file, "%lu", &pages) == 1, "what is in use");
     if (file)
         fclose(file);
-    mfa_portable_args_t a;
-    memset(&a, 0, sizeof a);
-    a.struct_bytes = sizeof a;
-    a.batch = a.heads_q = a.heads_kv = 1;
-    a.seq_q = ROWS;
-    a.seq_kv = KEYS;
-    a.head_dim = a.value_dim = DIM;
+    mfa_portable_args_t a = one_head(ROWS, KEYS, DIM, MFA_PRECISION_FP32);
     a.q = a.k = a.v = rows;
     a.out = out;
-    a.q_bytes = a.k_bytes = a.v_bytes = a.out_bytes = sizeof rows;
-    a.q_strides[2] = a.out_strides[2] = DIM;
-    a.input_precision = a.output_precision = MFA_PRECISION_FP32;
+    a.k_bytes = a.v_bytes = sizeof rows;
+    a.k_strides[2] = a.v_strides[2] = 0; /* one key, many times */
     a.scale = 1.0f;
     bound_memory((rlim_t)pages * (rlim_t)sysconf(_SC_PAGESIZE) + ((rlim_t)112 << 20));
     expect(mfa_portable_attention(context, &a) == 0, "a call in little memory");
@@ -973,22 +967,11 @@ static int state_precision = MFA_PRECISION_FP32; /* of inputs; results are FP32 
 /* Many rows, so that helpers take part; or one, which goes another way. */
 static void compute_rows(float *out, uint32_t rows)
 {
-    mfa_portable_args_t a;
-    memset(&a, 0, sizeof a);
-    a.struct_bytes = sizeof a;
-    a.batch = a.heads_q = a.heads_kv = 1;
-    a.seq_q = rows;
-    a.seq_kv = STATE_ROWS;
-    a.head_dim = a.value_dim = STATE_DIM;
+    mfa_portable_args_t a = one_head(rows, STATE_ROWS, STATE_DIM, state_precision);
     a.q = a.k = a.v = state_input;
     if (state_precision == MFA_PRECISION_BF16)
         a.q = a.k = a.v = state_halves;
     a.out = out;
-    a.q_bytes = a.k_bytes = a.v_bytes = STATE_ROWS * STATE_DIM * element_size(state_precision);
-    a.out_bytes = STATE_BYTES;
-    a.q_strides[2] = a.k_strides[2] = a.v_strides[2] = a.out_strides[2] = STATE_DIM;
-    a.input_precision = state_precision;
-    a.output_precision = MFA_PRECISION_FP32;
     a.scale = 1.0f;
     expect(mfa_portable_attention(context, &a) == 0, "a call");
 }
@@ -1084,20 +1067,11 @@ static void *call_for_minutes(void *unused)
     enum { ROWS = 1 << 20, DIM = 16 };
     float *x = calloc((size_t)ROWS * DIM, sizeof *x);
     float *out = malloc((size_t)ROWS * DIM * sizeof *out);
-    mfa_portable_args_t a;
-    memset(&a, 0, sizeof a);
+    mfa_portable_args_t a = one_head(ROWS, ROWS / 2, DIM, MFA_PRECISION_FP32);
     (void)unused;
-    a.struct_bytes = sizeof a;
-    a.batch = 1;
-    a.heads_q = a.heads_kv = 1;
-    a.seq_q = ROWS;
-    a.seq_kv = ROWS / 2;
-    a.head_dim = a.value_dim = DIM;
     a.q = a.k = a.v = x;
     a.out = out;
-    a.q_bytes = a.k_bytes = a.v_bytes = a.out_bytes = (uint64_t)ROWS * DIM * sizeof *x;
-    a.q_strides[2] = a.out_strides[2] = DIM; /* one key, half a million times */
-    a.input_precision = a.output_precision = MFA_PRECISION_FP32;
+    a.k_strides[2] = a.v_strides[2] = 0; /* one key, half a million times */
     a.scale = 1.0f;
     mfa_portable_attention(context, &a);
     return NULL;
@@ -1150,24 +1124,12 @@ static void run_large_values(uint32_t keys, uint32_t rows, int precision)
     const size_t size = element_size(precision);
     unsigned char *v = malloc((size_t)keys * DIM * size), *q = calloc((size_t)rows * DIM, size);
     float *out = malloc((size_t)rows * DIM * sizeof *out);
-    mfa_portable_args_t a;
-    memset(&a, 0, sizeof a);
+    mfa_portable_args_t a = one_head(rows, keys, DIM, precision);
     for (uint32_t j = 0; j < keys * DIM; j++)
         write_element(v, j, precision, large);
-    a.struct_bytes = sizeof a;
-    a.batch = a.heads_q = a.heads_kv = 1;
-    a.seq_q = rows;
-    a.seq_kv = keys;
-    a.head_dim = a.value_dim = DIM;
     a.q = q;
     a.k = a.v = v;
     a.out = out;
-    a.q_bytes = (uint64_t)rows * DIM * size;
-    a.out_bytes = (uint64_t)rows * DIM * sizeof *out;
-    a.k_bytes = a.v_bytes = (uint64_t)keys * DIM * size;
-    a.q_strides[2] = a.k_strides[2] = a.v_strides[2] = a.out_strides[2] = DIM;
-    a.input_precision = precision;
-    a.output_precision = MFA_PRECISION_FP32;
     a.scale = 1.0f;
     expect(mfa_portable_attention(context, &a) == 0, "large values");
     for (uint32_t j = 0; j < rows * DIM; j++)
@@ -1193,29 +1155,16 @@ static void run_all_large_values(void)
 static void run_sink(float sink, uint32_t rows, uint32_t keys, int precision)
 {
     enum { DIM = 16 };
-    const size_t size = element_size(precision);
-    unsigned char *k = malloc((size_t)keys * DIM * size), *q = malloc((size_t)rows * DIM * size);
-    mfa_portable_args_t a;
-    memset(&a, 0, sizeof a);
+    mfa_portable_args_t a = one_head(rows, keys, DIM, precision);
+    unsigned char *k = malloc(a.k_bytes), *q = malloc(a.q_bytes);
     for (uint32_t i = 0; i < keys * DIM; i++)
         write_element(k, i, precision, random_normal());
     for (uint32_t i = 0; i < rows * DIM; i++)
         write_element(q, i, precision, random_normal());
-    a.struct_bytes = sizeof a;
-    a.batch = a.heads_q = a.heads_kv = 1;
-    a.seq_q = rows;
-    a.seq_kv = keys;
-    a.head_dim = a.value_dim = DIM;
     a.q = q;
     a.k = a.v = k;
     a.sinks = &sink;
-    a.q_bytes = (uint64_t)rows * DIM * size;
-    a.k_bytes = a.v_bytes = (uint64_t)keys * DIM * size;
-    a.out_bytes = (uint64_t)rows * DIM * sizeof(float);
     a.out = malloc(a.out_bytes);
-    a.q_strides[2] = a.k_strides[2] = a.v_strides[2] = a.out_strides[2] = DIM;
-    a.input_precision = precision;
-    a.output_precision = MFA_PRECISION_FP32;
     a.scale = 0.25f;
     memset(a.out, CANARY, a.out_bytes);
     expect(mfa_portable_attention(context, &a) == 0, "an unusual sink");

@@ -3,11 +3,10 @@
  *
  *   instruction_count SEQ_Q SEQ_KV HEAD_DIM PRECISION CAUSAL
  */
-#include "mfa_ffi.h"
+#include "one_head.h"
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 static unsigned char *values(uint64_t bytes)
 {
@@ -26,23 +25,13 @@ int main(int count, char **argument)
     uint32_t sq = (uint32_t)atoi(argument[1]), skv = (uint32_t)atoi(argument[2]);
     uint32_t d = (uint32_t)atoi(argument[3]);
     int precision = atoi(argument[4]);
-    uint64_t size = precision == MFA_PRECISION_FP32 ? 4 : 2;
-    mfa_portable_args_t a;
-    memset(&a, 0, sizeof a);
-    a.struct_bytes = sizeof a;
-    a.batch = a.heads_q = a.heads_kv = 1;
-    a.seq_q = sq;
-    a.seq_kv = skv;
-    a.head_dim = a.value_dim = d;
-    a.q_bytes = a.out_bytes = (uint64_t)sq * d * size;
-    a.k_bytes = a.v_bytes = (uint64_t)skv * d * size;
+    mfa_portable_args_t a = one_head(sq, skv, d, precision);
     unsigned char *q = values(a.q_bytes), *k = values(a.k_bytes), *v = values(a.v_bytes);
     a.q = q;
     a.k = k;
     a.v = v;
     a.out = malloc(a.out_bytes);
-    a.q_strides[2] = a.k_strides[2] = a.v_strides[2] = a.out_strides[2] = d;
-    a.input_precision = a.output_precision = precision;
+    a.output_precision = precision;
     a.scale = 0.1f;
     a.causal = atoi(argument[5]);
     a.max_threads = 1;

@@ -14,10 +14,7 @@ MFA_INLINE size_t size_of(const int as)
 /* A vector of a row, from element (or pair) `first` on. */
 MFA_INLINE vf row_vector(const mfa_source *from, unsigned row, unsigned first, const int as)
 {
-    const unsigned char *at = from->rows[row];
-    if (as == MFA_AS_PAIRS)
-        return v_load((const float *)(const void *)at + first);
-    return load_vector(at + (size_t)first * (as == MFA_PRECISION_FP32 ? 4 : 2), as);
+    return load_vector(from->rows[row] + first * size_of(as), as);
 }
 
 /* The same where elements lie apart, or beyond the row's end, where zeros are taken. */
@@ -65,7 +62,7 @@ MFA_INLINE void pack_group(float *tile, unsigned width, const mfa_source *from, 
     vf v[MFA_LANES];
     unsigned d = 0;
     for (; d < whole; d += MFA_LANES) {
-        if (LOADS_PARTS && count == MFA_LANES && size_of(as) == sizeof(float)) {
+        if (count == MFA_LANES && size_of(as) == sizeof(float)) {
             load_columns(v, from->rows + first, d * sizeof(float));
         } else {
             MFA_UNROLL_FOR (unsigned r = 0; r < MFA_LANES; r++)

@@ -57,25 +57,24 @@ MFA_INLINE void transpose(vf v[MFA_LANES])
 #endif
 }
 
-#ifdef MFA_LOADS_PARTS
-enum { LOADS_PARTS = 1 };
-
 /*
- * As many rows, from byte `offset` on, as columns. Parts come from memory to where they belong:
- * that leaves the unit that mixes half of the work.
+ * As many rows of floats, from byte `offset` on, as columns. Where parts can come from memory to
+ * where they belong, the unit that mixes is left with half of the work.
  */
 MFA_INLINE void load_columns(vf v[MFA_LANES], const unsigned char *const *rows, size_t offset)
 {
+#ifdef MFA_LOADS_PARTS
     MFA_UNROLL_FOR (int i = 0; i < MFA_LANES; i += 4) {
         MFA_UNROLL_FOR (int j = 0; j < 4; j++)
             v[i + j] = v_load_parts(rows + j, offset + (size_t)i * sizeof(float));
         transpose_parts(v + i);
     }
-}
 #else
-enum { LOADS_PARTS = 0 };
-#define load_columns(v, rows, offset) transpose(v) /* never reached */
+    MFA_UNROLL_FOR (int r = 0; r < MFA_LANES; r++)
+        v[r] = v_load((const float *)(const void *)(rows[r] + offset));
+    transpose(v);
 #endif
+}
 
 #undef MIX
 #undef PART
